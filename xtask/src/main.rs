@@ -1,6 +1,62 @@
-//! Terrane's own commands.
+//! Terrane's own commands: `cargo xtask <command>`.
+//!
+//! ```text
+//!   run      a program on Terrane, with a heap report        test     everything that has to hold, with a summary
+//!   loom     the models of the lock-free protocols           bench    Terrane beside other allocators
+//!   fit      placement engines compared                      gpu      device pools measured
+//! ```
+//!
+//! One file per command. Commands only start other programs (mostly `cargo`), so this crate depends on no other crate
+//! of the workspace and still works when one of them does not build.
 
-fn main() {
-    eprintln!("usage: cargo xtask <command>");
-    std::process::exit(2);
+mod bench;
+mod fit;
+mod gpu;
+mod loom;
+mod process;
+mod programs;
+mod run;
+mod test;
+mod workspace;
+
+use clap::{Parser, Subcommand};
+use std::process::ExitCode;
+
+#[derive(Parser)]
+#[command(name = "cargo xtask", bin_name = "cargo xtask", about = "Terrane's own commands", version)]
+struct Cli {
+    #[command(subcommand)]
+    command: Command,
+}
+
+#[derive(Subcommand)]
+enum Command {
+    /// Run a program on Terrane (preloaded) and print the heap report when it ends
+    Run(run::Args),
+    /// Run every check and end with a summary line
+    Test(test::Args),
+    /// Run the loom models and their planted faults
+    Loom(loom::Args),
+    /// Compare Terrane with other allocators
+    Bench(bench::Args),
+    /// Compare placement engines
+    Fit(fit::Args),
+    /// Measure device memory pools
+    Gpu(gpu::Args),
+}
+
+fn main() -> ExitCode {
+    process::kill_children_on_interrupt();
+    let result = match Cli::parse().command {
+        Command::Run(args) => run::main(&args),
+        Command::Test(args) => test::main(&args),
+        Command::Loom(args) => loom::main(&args),
+        Command::Bench(args) => bench::main(&args),
+        Command::Fit(args) => fit::main(&args),
+        Command::Gpu(args) => gpu::main(&args),
+    };
+    result.unwrap_or_else(|error| {
+        eprintln!("xtask: {error}");
+        ExitCode::FAILURE
+    })
 }
