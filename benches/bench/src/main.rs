@@ -1,0 +1,171 @@
+//! The driver: builds a worker per allocator, runs the schedule, and reports.
+
+use std::io::IsTerminal;
+use std::path::{Path, PathBuf};
+use std::process::ExitCode;
+
+use clap::Parser;
+use indicatif::{ProgressBar, ProgressStyle};
+
+use terrane_bench::catalogue::WORKLOADS;
+use terrane_bench::peers::{self, PEERS};
+use terrane_bench::results::{Metric, Results};
+use terrane_bench::schedule::{Contender, Schedule};
+use terrane_bench::{machine, table};
+
+/// Compares allocators over the same workloads, in alternating rounds.
+#[derive(Parser)]
+#[command(name = "bench")]
+struct Options {
+    /// A selection of workloads and allocators that takes less than three minutes once the workers are built
+    #[arg(long)]
+    quick: bool,
+    /// Only workloads whose names contain one of these
+    #[arg(long, value_delimiter = ',')]
+    only: Vec<String>,
+    /// Only these allocators
+    #[arg(long, value_delimiter = ',')]
+    peers: Vec<String>,
+    /// Only these numbers of threads
+    #[arg(long, value_delimiter = ',')]
+    threads: Vec<usize>,
+    /// Rounds per case [default: 5, or 3 when quick]
+    #[arg(long)]
+    rounds: Option<usize>,
+    /// Share of the full amount of work per run
+    #[arg(long, default_value_t = 1.0)]
+    scale: f64,
+    /// A worker built elsewhere, say before a change, measured beside the others
+    #[arg(long, value_name = "NAME=WORKER")]
+    with: Vec<String>,
+    /// Use the workers as they were last built
+    #[arg(long)]
+    no_build: bool,
+    /// Where to write the results [default: target/bench/results.json]
+    #[arg(long, value_name = "FILE")]
+    json: Option<PathBuf>,
+    /// List workloads and allocators, and end
+    #[arg(long)]
+    list: bool,
+}
+
+fn list() {
+    for workload in WORKLOADS {
+        let threads: Vec<String> = workload.threads.iter().map(usize::to_string).collect();
+        println!("{:<18} threads {:<6} {}", workload.name, threads.join(","), workload.about);
+    }
+    println!();
+    for peer in PEERS {
+        println!("{:<12} {}", peer.name, peer.about);
+    }
+}
+
+/// Builds the workers that are asked for; those that do not build go to `skipped`.
+fn contenders(options: &Options, results: &mut Results) -> Result<Vec<Contender>, String> {
+    if let Some(unknown) = options.peers.iter().find(|name| peers::find(name).is_none()) {
+        return Err(format!("no allocator is called {unknown}; --list shows them all"));
+    }
+    let wanted = |peer: &&peers::Peer| match options.peers.is_empty() {
+        true => peer.quick || !options.quick,
+        false => options.peers.iter().any(|name| name == peer.name),
+    };
+    let mut contenders = Vec::new();
+    for peer in PEERS.iter().filter(wanted) {
+        let kept = peers::worker_path(peer.name);
+        if options.no_build && kept.exists() {
+            contenders.push(Contender { name: peer.name.to_owned(), worker: kept });
+            continue;
+        }
+        eprintln!("building the worker with {}", peer.name);
+        match peers::build(peer) {
+            Ok(worker) => contenders.push(Contender { name: peer.name.to_owned(), worker }),
+            Err(reason) => {
+                eprintln!("skipping {}: {reason}", peer.name);
+                results.skipped.push((peer.name.to_owned(), reason));
+            }
+        }
+    }
+    for with in &options.with {
+        let (name, path) = with.split_once('=').ok_or("--with wants NAME=WORKER")?;
+        contenders.push(Contender { name: name.to_owned(), worker: path.into() });
+    }
+    Ok(contenders)
+}
+
+fn progress(total: u64) -> ProgressBar {
+    let bar = if std::io::stderr().is_terminal() { ProgressBar::new(total) } else { ProgressBar::hidden() };
+    let style =
+        ProgressStyle::with_template("{bar:32} {pos}/{len} runs, {elapsed} of about {duration}  {msg}");
+    if let Ok(style) = style {
+        bar.set_style(style);
+    }
+    bar
+}
+
+fn write(path: &Path, text: &str) -> Result<(), String> {
+    if let Some(folder) = path.parent() {
+        std::fs::create_dir_all(folder).map_err(|error| format!("{}: {error}", folder.display()))?;
+    }
+    std::fs::write(path, text).map_err(|error| format!("{}: {error}", path.display()))
+}
+
+fn compare(options: &Options) -> Result<(), String> {
+    let rounds = options.rounds.unwrap_or(if options.quick { 3 } else { 5 }).max(1);
+    let mut results =
+        Results { machine: machine::describe(), rounds, quick: options.quick, ..Results::default() };
+    let contenders = contenders(options, &mut results)?;
+    results.allocators = contenders.iter().map(|contender| contender.name.clone()).collect();
+    let schedule = Schedule {
+        contenders,
+        rounds,
+        scale: options.scale,
+        quick: options.quick,
+        only: options.only.clone(),
+        threads: options.threads.clone(),
+    };
+    let cases = schedule.cases();
+    if cases.is_empty() || schedule.contenders.is_empty() {
+        return Err("nothing to run: --list shows workloads and allocators".into());
+    }
+    let bar = progress(cases.iter().map(|(workload, _)| schedule.runs_of(workload)).sum());
+    for (workload, threads) in cases {
+        if bar.is_hidden() {
+            eprintln!("{} ×{threads}", workload.name);
+        }
+        let case = schedule.run(workload, threads, |allocator| {
+            bar.set_message(format!("{} ×{threads} {allocator}", workload.name));
+            bar.inc(1);
+        });
+        for (allocator, why) in case.by.iter().filter_map(|(name, runs)| Some((name, runs.failure.as_ref()?)))
+        {
+            bar.suspend(|| eprintln!("{allocator} failed in {} ×{threads}: {why}", workload.name));
+        }
+        results.cases.push(case);
+    }
+    bar.finish_and_clear();
+
+    println!("time per operation, median of {rounds} rounds, * best of the row\n");
+    println!("{}", table::render(&results, Metric::Time));
+    println!("peak resident memory\n");
+    println!("{}", table::render(&results, Metric::Peak));
+    let json = options.json.clone().unwrap_or_else(|| peers::output_folder().join("results.json"));
+    let text = serde_json::to_string(&results).map_err(|error| error.to_string())?;
+    write(&json, &text)?;
+    println!("results: {}", json.display());
+    Ok(())
+}
+
+fn main() -> ExitCode {
+    let options = Options::parse();
+    if options.list {
+        list();
+        return ExitCode::SUCCESS;
+    }
+    match compare(&options) {
+        Ok(()) => ExitCode::SUCCESS,
+        Err(message) => {
+            eprintln!("{message}");
+            ExitCode::FAILURE
+        }
+    }
+}

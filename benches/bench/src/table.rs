@@ -1,0 +1,130 @@
+//! The results as a table for a terminal.
+//!
+//! Invariant: one row per case; the best allocator of a row is marked, a failed one says so instead of a figure.
+
+use std::fmt::Write;
+
+use crate::peers::OURS;
+use crate::results::{Case, Metric, Results};
+use crate::stats;
+
+/// `ns` with a fitting unit, three digits.
+pub fn time(ns: f64) -> String {
+    match ns {
+        n if n < 1e3 => format!("{} ns", digits(n)),
+        n if n < 1e6 => format!("{} µs", digits(n / 1e3)),
+        n if n < 1e9 => format!("{} ms", digits(n / 1e6)),
+        n => format!("{} s", digits(n / 1e9)),
+    }
+}
+
+/// Bytes as KiB, MiB or GiB, three digits.
+pub fn bytes(bytes: f64) -> String {
+    match bytes {
+        n if n < (1 << 20) as f64 => format!("{} KiB", digits(n / 1024.0)),
+        n if n < (1 << 30) as f64 => format!("{} MiB", digits(n / (1 << 20) as f64)),
+        n => format!("{} GiB", digits(n / (1 << 30) as f64)),
+    }
+}
+
+/// Three significant digits.
+pub fn digits(n: f64) -> String {
+    match n {
+        n if n < 9.995 => format!("{n:.2}"),
+        n if n < 99.95 => format!("{n:.1}"),
+        n => format!("{n:.0}"),
+    }
+}
+
+fn cell(case: &Case, allocator: &str, metric: Metric, best: Option<f64>) -> String {
+    if case.by.get(allocator).is_some_and(|runs| runs.failure.is_some()) {
+        return "failed".into();
+    }
+    let Some(median) = case.median(allocator, metric) else { return "–".into() };
+    let text = match metric {
+        Metric::Time => time(median),
+        Metric::Peak => bytes(median),
+        Metric::Faults => digits(median),
+    };
+    let spread = stats::spread(&case.values(allocator, metric)).unwrap_or(0.0);
+    let mark = if Some(median) == best { "*" } else { "" };
+    match metric {
+        Metric::Time => format!("{text}{mark} ±{:.0}%", spread * 50.0),
+        Metric::Peak | Metric::Faults => format!("{text}{mark}"),
+    }
+}
+
+/// The table of one metric.
+pub fn render(results: &Results, metric: Metric) -> String {
+    let names: Vec<&str> = results.allocators.iter().map(String::as_str).collect();
+    let ours = names.contains(&OURS);
+    let mut rows: Vec<Vec<String>> = vec![vec!["workload".to_owned()]];
+    rows[0].extend(results.allocators.iter().cloned());
+    if ours {
+        rows[0].push(format!("{OURS} / best other"));
+    }
+    for case in &results.cases {
+        let best = names.iter().filter_map(|name| case.median(name, metric)).min_by(f64::total_cmp);
+        let mut row = vec![case.label()];
+        row.extend(names.iter().map(|name| cell(case, name, metric, best)));
+        if ours {
+            row.push(case.ratio(OURS, &results.peers(), metric).map_or("–".into(), |ratio| {
+                format!("{:.2} ({:.2}–{:.2})", ratio.value, ratio.low, ratio.high)
+            }));
+        }
+        rows.push(row);
+    }
+    let columns = rows[0].len();
+    let widths: Vec<usize> = (0..columns)
+        .map(|column| rows.iter().map(|row| row[column].chars().count()).max().unwrap_or(0))
+        .collect();
+    let mut out = String::new();
+    for row in rows {
+        for (column, (text, width)) in row.iter().zip(&widths).enumerate() {
+            let gap = " ".repeat(width - text.chars().count());
+            let _ = if column == 0 { write!(out, "{text}{gap}") } else { write!(out, "  {gap}{text}") };
+        }
+        out.push('\n');
+    }
+    out
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::record::Record;
+    use crate::results::Runs;
+
+    #[test]
+    fn the_best_is_marked_and_a_failure_is_named() {
+        let runs = |ns| Runs {
+            rounds: vec![Record { ops: 1, elapsed_ns: ns, ..Record::default() }],
+            ..Runs::default()
+        };
+        let mut case = Case { workload: "pair-64".into(), threads: 1, ..Case::default() };
+        case.by.insert("system".into(), runs(20));
+        case.by.insert(OURS.into(), runs(10));
+        case.by.insert("broken".into(), Runs { failure: Some("crashed".into()), ..runs(1) });
+        let results = Results {
+            allocators: vec!["system".into(), "broken".into(), OURS.into()],
+            cases: vec![case],
+            ..Results::default()
+        };
+        let text = render(&results, Metric::Time);
+        let row = text.lines().nth(1).expect("one case");
+        assert!(row.starts_with("pair-64"), "{row}");
+        assert!(
+            row.contains("20.0 ns ±0%") && row.contains("failed") && row.contains("10.0 ns* ±0%"),
+            "{row}"
+        );
+        assert!(row.trim_end().ends_with("0.50 (0.50–0.50)"), "{row}");
+    }
+
+    #[test]
+    fn figures_have_three_digits_and_a_unit() {
+        assert_eq!(time(1.234), "1.23 ns");
+        assert_eq!(time(45_678.0), "45.7 µs");
+        assert_eq!(bytes(3.5 * 1048576.0), "3.50 MiB");
+        assert_eq!(time(999_600.0), "1000 µs");
+    }
+}
