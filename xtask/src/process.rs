@@ -130,8 +130,11 @@ extern "C" fn on_interrupt(signal: libc::c_int) {
     unsafe { libc::_exit(128 + signal) };
 }
 
-/// From now on SIGINT, SIGTERM and SIGHUP kill the children that run, then us.
+/// From now on SIGINT, SIGTERM and SIGHUP kill the children that run, then us; a reader of our output that goes away
+/// ends us quietly.
 pub fn kill_children_on_interrupt() {
+    // SAFETY: the default action runs no code of ours.
+    unsafe { libc::signal(libc::SIGPIPE, libc::SIG_DFL) };
     for signal in [libc::SIGINT, libc::SIGTERM, libc::SIGHUP] {
         // SAFETY: the handler calls async-signal-safe functions only and touches only atomics.
         unsafe { libc::signal(signal, on_interrupt as *const () as libc::sighandler_t) };

@@ -17,7 +17,7 @@ pub const PROGRAMS: &[Program] = &[
 
 /// A generated C file, and the largest C file at hand that compiles by itself; the object files are compared.
 fn cc(stage: &Stage) -> Result<Vec<u8>, Error> {
-    stage.write("generated.c", generated_c(if stage.full() { 6000 } else { 1200 }))?;
+    stage.write("generated.c", generated_c(if stage.full() { 4000 } else { 500 }))?;
     let mut transcript =
         stage.say(stage.command("cc").args(["-O2", "-g", "-c", "generated.c", "-o", "out.o"]), 240)?;
     transcript.extend(stage.read("out.o")?);

@@ -1,6 +1,6 @@
 //! Real programs, preloaded: what they print and leave behind is the same as without Terrane.
 //!
-//! Every program is played twice in the same folder layout, first on the system's allocator, then on Terrane, and the
+//! Every program is played twice in the same folder, first on the system's allocator, then on Terrane, and the
 //! two transcripts (exit code, standard output and error, hashes of files) are compared byte by byte. That the library
 //! was really there is known from the report that it leaves; a preload that the loader ignored is a failure.
 
@@ -51,6 +51,7 @@ fn compare(program: &Program, room: &Room) -> Result<Verdict, Error> {
             return Ok(Verdict::Skipped(format!("it does not work on this machine without Terrane: {why}")));
         }
     };
+    plain.clear()?;
     let stage = Stage::new(room, "terrane", Some(library()))?;
     let got = match (program.play)(&stage) {
         Ok(transcript) => transcript,
@@ -74,19 +75,23 @@ fn compare(program: &Program, room: &Room) -> Result<Verdict, Error> {
     Ok(Verdict::Passed(format!("{} bytes of transcript equal", expected.len())))
 }
 
+/// The first line that differs, cut around the first byte that does.
 fn first_difference(expected: &[u8], got: &[u8]) -> String {
-    let (expected, got) = (String::from_utf8_lossy(expected), String::from_utf8_lossy(got));
-    let pairs = expected
-        .lines()
-        .map(Some)
-        .chain(std::iter::repeat(None))
-        .zip(got.lines().map(Some).chain(std::iter::repeat(None)));
-    for (number, (left, right)) in pairs.enumerate() {
-        if left != right || left.is_none() {
-            return format!("line {}: without {left:?}, on Terrane {right:?}", number + 1);
-        }
-    }
-    String::new()
+    let at = expected
+        .iter()
+        .zip(got)
+        .position(|(left, right)| left != right)
+        .unwrap_or(expected.len().min(got.len()));
+    let before = &expected[..at];
+    let line = before.iter().filter(|byte| **byte == b'\n').count() + 1;
+    let line_start = before.iter().rposition(|byte| *byte == b'\n').map_or(0, |newline| newline + 1);
+    let from = line_start.max(at.saturating_sub(80));
+    let show = |bytes: &[u8]| {
+        let rest = &bytes[from.min(bytes.len())..];
+        let end = rest.iter().position(|byte| *byte == b'\n').unwrap_or(rest.len()).min(160);
+        String::from_utf8_lossy(&rest[..end]).into_owned()
+    };
+    format!("line {line}: without {:?}, on Terrane {:?}", show(expected), show(got))
 }
 
 #[cfg(test)]
@@ -95,10 +100,7 @@ mod tests {
 
     #[test]
     fn the_first_differing_line_is_named() {
-        assert_eq!(
-            first_difference(b"a\nb\n", b"a\nc\n"),
-            "line 2: without Some(\"b\"), on Terrane Some(\"c\")"
-        );
-        assert_eq!(first_difference(b"a\n", b"a\nb\n"), "line 2: without None, on Terrane Some(\"b\")");
+        assert_eq!(first_difference(b"a\nb\n", b"a\nc\n"), "line 2: without \"b\", on Terrane \"c\"");
+        assert_eq!(first_difference(b"a\n", b"a\nb\n"), "line 2: without \"\", on Terrane \"b\"");
     }
 }

@@ -25,7 +25,7 @@ fn redis(stage: &Stage) -> Result<Vec<u8>, Error> {
         .to_string();
     let mut command = stage.command("redis-server");
     command.args(["--bind", "127.0.0.1", "--port", &port, "--save", "", "--appendonly", "no"]);
-    command.args(["--io-threads", "2", "--enable-debug-command", "yes"]);
+    command.args(["--enable-debug-command", "yes"]);
     let mut server = stage.start(&mut command)?;
     let cli = |args: &[&str]| {
         let mut command = stage.command("redis-cli");

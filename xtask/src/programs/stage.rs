@@ -1,7 +1,7 @@
-//! Where a program is played once: a folder of its own, and the environment with or without the library.
+//! Where a program is played once: an empty folder, and the environment with or without the library.
 //!
-//! Invariant: apart from the preload variables, the two plays of a program see the same environment, and their folders
-//! look the same from inside (relative names only), so that their transcripts can be compared.
+//! Invariant: apart from the preload variables, the two plays of a program see the same environment and work in a folder
+//! of the same name (compilers write it into what they make), so that their transcripts can be compared.
 
 use crate::process::{Ended, Group};
 use crate::test::Room;
@@ -33,10 +33,16 @@ pub struct Printed {
 impl<'a> Stage<'a> {
     /// A stage called `name` in the room, with this library preloaded.
     pub fn new(room: &'a Room, name: &str, library: Option<PathBuf>) -> Result<Self, Error> {
-        let folder = room.scratch.join(name);
+        let folder = room.scratch.join("stage");
         fs::create_dir_all(&folder)
             .map_err(|cause| Error::io(format_args!("cannot make {}", folder.display()), cause))?;
         Ok(Self { room, report: room.scratch.join(format!("report-{name}")), folder, library })
+    }
+
+    /// Empties the folder's place for the next play.
+    pub fn clear(&self) -> Result<(), Error> {
+        fs::remove_dir_all(&self.folder)
+            .map_err(|cause| Error::io(format_args!("cannot clear {}", self.folder.display()), cause))
     }
 
     /// Whether the long form is wanted.
@@ -92,11 +98,8 @@ impl<'a> Stage<'a> {
             .chain(command.get_args())
             .map(|word| word.to_string_lossy().into_owned())
             .collect();
-        self.room.note(&format!(
-            "$ {}{}",
-            if self.library.is_some() { "[terrane] " } else { "" },
-            words.join(" ")
-        ));
+        let is_preloaded = command.get_envs().any(|(name, value)| name == "LD_PRELOAD" && value.is_some());
+        self.room.note(&format!("$ {}{}", if is_preloaded { "[terrane] " } else { "" }, words.join(" ")));
         match input {
             Some(path) => {
                 let file = File::open(path)
