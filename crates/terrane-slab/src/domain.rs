@@ -1,0 +1,468 @@
+//! Domains: arenas, shelves and counters that a set of heaps shares.
+//!
+//! A process-wide allocator is one domain with a heap for every thread. A heap that stands alone has a domain of its own,
+//! and destroying it gives every arena back at once.
+//!
+//! ```text
+//!   heaps ── take_run ──▶ open segments ──▶ fresh segment ──▶ free segments of the arenas ──▶ a new arena ──▶ source
+//!         ◀── give_run ── bits of the segment's slice map
+//! ```
+//!
+//! Invariant: a run of slices belongs to the thread that took it until that thread gives it back. All steps are lock-free:
+//! each is a claim in a bitmap; an arena is published by filling in a table slot that was claimed by one addition.
+
+use crate::arena::{Arena, Growth, MAX_ARENA_SEGMENTS, MAX_ARENAS};
+use crate::bitmap;
+use crate::huge::HugeCache;
+use crate::purge::{self, PurgePolicy};
+use crate::segment::{HEADER_SLICES, METADATA_END, SEGMENT_BYTES, SLICE_BYTES, Segment, USABLE_SLICES};
+use crate::segment_map;
+use crate::sharing::Sharing;
+use crate::shelf::Shelf;
+use crate::size_class::CLASSES;
+use crate::slab::Misuse;
+use crate::stats::DomainCounters;
+use core::marker::PhantomData;
+use core::ptr::{self, NonNull};
+use terrane_core::sync::atomic::{AtomicU64, Ordering};
+use terrane_core::{Event, Observer, PageSource, SourceError};
+
+/// Shelves of one class: heaps are spread over them so that they seldom meet.
+pub const SHARDS: usize = 8;
+
+/// How a domain behaves. Fixed when it is made.
+#[derive(Clone, Copy, Debug)]
+pub struct Policy {
+    /// Arena sizes.
+    pub growth: Growth,
+    /// Giving memory back.
+    pub purge: PurgePolicy,
+    /// Whether blocks that grow large are backed by transparent huge pages.
+    pub huge_pages: bool,
+    /// NUMA nodes whose memory is kept apart; 0 and 1 both mean that all memory is alike.
+    pub nodes: u32,
+    /// Milliseconds since some fixed moment. The default stands still, so that nothing is purged by age.
+    pub clock: fn() -> u64,
+    /// Called when the domain notices misuse, with the address at fault. The default panics.
+    pub on_misuse: fn(Misuse, usize) -> !,
+}
+
+fn panic_on_misuse(misuse: Misuse, address: usize) -> ! {
+    panic!("terrane: {} at {address:#x}", misuse.message())
+}
+
+fn no_clock() -> u64 {
+    0
+}
+
+impl Policy {
+    /// The defaults of each part.
+    pub const DEFAULT: Self = Self {
+        growth: Growth::DEFAULT,
+        purge: PurgePolicy::DEFAULT,
+        huge_pages: true,
+        nodes: 1,
+        clock: no_clock,
+        on_misuse: panic_on_misuse,
+    };
+}
+
+impl Default for Policy {
+    fn default() -> Self {
+        Self::DEFAULT
+    }
+}
+
+/// Slices that a heap has taken from a segment.
+#[derive(Debug)]
+pub struct Run {
+    /// Header of the segment.
+    pub(crate) segment: *const Segment,
+    /// First slice.
+    pub(crate) index: usize,
+    /// Number of slices.
+    pub(crate) len: usize,
+    /// Whether all of it reads as zero.
+    pub(crate) zero: bool,
+}
+
+/// What a set of heaps shares: see the [module](self).
+#[derive(Debug)]
+pub struct Domain<S, K, O = ()> {
+    pub(crate) source: S,
+    pub(crate) observer: O,
+    pub(crate) policy: Policy,
+    pub(crate) arenas: [Arena; MAX_ARENAS],
+    /// Slots of `arenas` that were claimed; those whose base is set are filled in.
+    arenas_claimed: AtomicU64,
+    pub(crate) shelves: [[Shelf; CLASSES]; SHARDS],
+    pub(crate) huge_cache: HugeCache,
+    next_heap: AtomicU64,
+    /// Counters.
+    pub counters: DomainCounters,
+    sharing: PhantomData<K>,
+}
+
+// SAFETY: with `K = Shared` everything in a domain that can change is an atomic used by the protocols of this crate;
+// raw memory is handed out to one thread at a time.
+unsafe impl<S: Sync, O: Sync> Sync for Domain<S, crate::sharing::Shared, O> {}
+// SAFETY: a domain is not tied to a thread; its arenas are its own.
+unsafe impl<S: Send, K, O: Send> Send for Domain<S, K, O> {}
+
+impl<S, K, O> Domain<S, K, O> {
+    /// An empty domain over `source`. Nothing is reserved before the first allocation.
+    #[cfg(not(loom))]
+    pub const fn new(source: S, policy: Policy, observer: O) -> Self {
+        Self {
+            source,
+            observer,
+            policy,
+            arenas: [const { Arena::EMPTY }; MAX_ARENAS],
+            arenas_claimed: AtomicU64::new(0),
+            shelves: [const { [const { Shelf::new() }; CLASSES] }; SHARDS],
+            huge_cache: HugeCache::new(),
+            next_heap: AtomicU64::new(0),
+            counters: DomainCounters::new(),
+            sharing: PhantomData,
+        }
+    }
+
+    /// The source that the domain's memory comes from.
+    pub const fn source(&self) -> &S {
+        &self.source
+    }
+
+    /// The observer of its slow paths.
+    pub const fn observer(&self) -> &O {
+        &self.observer
+    }
+
+    /// The policy that the domain was made with.
+    pub const fn policy(&self) -> &Policy {
+        &self.policy
+    }
+}
+
+impl<S: PageSource, K: Sharing, O: Observer> Domain<S, K, O> {
+    #[inline(always)]
+    pub(crate) fn observe(&self, event: Event) {
+        if O::ACTIVE {
+            self.observer.observe(&event);
+        }
+    }
+
+    /// A name for a new heap of this domain; `None` when 2²⁴ − 2 heaps were made.
+    pub fn name_heap(&self) -> Option<crate::slab::HeapId> {
+        let name = K::fetch_add(&self.next_heap, 1, Ordering::Relaxed) + 1;
+        (name <= crate::slab::MAX_HEAP_ID as u64).then_some(name as u32)
+    }
+
+    /// Arenas that are filled in, those of `node` first.
+    fn arenas_near(&self, node: u32) -> impl Iterator<Item = (usize, &Arena)> {
+        let count = (self.arenas_claimed.load(Ordering::Acquire) as usize).min(MAX_ARENAS);
+        let all = move || self.arenas[..count].iter().enumerate().filter(|(_, a)| !a.base().is_null());
+        let near = all().filter(move |(_, a)| a.node() == node);
+        let far = all().filter(move |(_, a)| a.node() != node);
+        near.chain(far)
+    }
+
+    /// All arenas that are filled in.
+    pub fn arenas(&self) -> impl Iterator<Item = &Arena> {
+        self.arenas_near(0).map(|(_, arena)| arena)
+    }
+
+    /// Takes `len` slices whose first is at a multiple of `align` slices, from `hint` if it has them, else from memory of
+    /// `node` if there is some.
+    ///
+    /// # Errors
+    /// The source's own, when it has no more.
+    pub(crate) fn take_run(
+        &self,
+        len: usize,
+        align: usize,
+        node: u32,
+        hint: *const Segment,
+    ) -> Result<Run, SourceError> {
+        debug_assert!(len >= 1 && len <= USABLE_SLICES);
+        // SAFETY: a hint is null or a segment of slices of this domain, whose header stays readable.
+        if let Some(segment) = unsafe { hint.as_ref() }
+            && let Some(run) = self.take_from(segment, len, align)?
+        {
+            return Ok(run);
+        }
+        for (_, arena) in self.arenas_near(node) {
+            if arena.node() != node && self.policy.nodes > 1 {
+                // Memory of another node is taken only when this node's arenas cannot grow: see below.
+                break;
+            }
+            if let Some(run) = self.take_open(arena, len, align)? {
+                return Ok(run);
+            }
+        }
+        match self.fresh_segment(node) {
+            Ok(segment) => {
+                if let Some(run) = self.take_from(segment, len, align)? {
+                    return Ok(run);
+                }
+                // Others emptied the fresh segment before we took our share of it.
+                self.take_run(len, align, node, ptr::null())
+            }
+            Err(error) => {
+                for (_, arena) in self.arenas_near(node) {
+                    if let Some(run) = self.take_open(arena, len, align)? {
+                        return Ok(run);
+                    }
+                }
+                Err(error)
+            }
+        }
+    }
+
+    fn take_open(&self, arena: &Arena, len: usize, align: usize) -> Result<Option<Run>, SourceError> {
+        let mut from = 0;
+        while let Some(index) = bitmap::next_set(arena.open(), from) {
+            let segment = arena.segment(index);
+            if let Some(run) = self.take_from(segment, len, align)? {
+                return Ok(Some(run));
+            }
+            if bitmap::next_set(&segment.free, 0).is_none() {
+                bitmap::clear::<K>(arena.open(), index, 1);
+                // A slice that came back between the look and the clear must be found again.
+                if bitmap::next_set(&segment.free, 0).is_some() {
+                    bitmap::set::<K>(arena.open(), index, 1);
+                }
+            }
+            from = index + 1;
+        }
+        Ok(None)
+    }
+
+    /// Takes a run from `segment`, one that holds memory already if it is a single slice.
+    fn take_from(&self, segment: &Segment, len: usize, align: usize) -> Result<Option<Run>, SourceError> {
+        let warm = if len == 1 && align == 1 { Self::claim_warm(segment) } else { None };
+        let Some(index) = warm.or_else(|| bitmap::claim::<K>(&segment.free, len, align, 0)) else {
+            return Ok(None);
+        };
+        let start = NonNull::new(segment.slice(index)).expect("a slice has an address");
+        // SAFETY: the slices lie in a live reservation of the source.
+        if let Err(error) = unsafe { self.source.commit(start, len * SLICE_BYTES) } {
+            bitmap::release::<K>(&segment.free, index, len);
+            return Err(error);
+        }
+        let zero = bitmap::set::<K>(&segment.dirty, index, len);
+        bitmap::clear::<K>(&segment.idle, index, len);
+        self.count_in_use((len * SLICE_BYTES) as u64);
+        Ok(Some(Run { segment, index, len, zero }))
+    }
+
+    fn claim_warm(segment: &Segment) -> Option<usize> {
+        for word in 0..segment.free.len() {
+            let warm =
+                segment.free[word].load(Ordering::Relaxed) & segment.dirty[word].load(Ordering::Relaxed);
+            if warm != 0 {
+                let index = word * 64 + warm.trailing_zeros() as usize;
+                if bitmap::claim_run::<K>(&segment.free, index, 1) {
+                    return Some(index);
+                }
+            }
+        }
+        None
+    }
+
+    /// Grows a run in place by taking the `more` slices that follow it, if they are free.
+    pub(crate) fn extend_run(&self, run: &Run, more: usize) -> bool {
+        // SAFETY: a run lies in a live segment.
+        let segment = unsafe { &*run.segment };
+        let index = run.index + run.len;
+        if index + more > crate::segment::SLICES || !bitmap::claim_run::<K>(&segment.free, index, more) {
+            return false;
+        }
+        let start = NonNull::new(segment.slice(index)).expect("a slice has an address");
+        // SAFETY: the slices lie in a live reservation of the source.
+        if unsafe { self.source.commit(start, more * SLICE_BYTES) }.is_err() {
+            bitmap::release::<K>(&segment.free, index, more);
+            return false;
+        }
+        bitmap::set::<K>(&segment.dirty, index, more);
+        bitmap::clear::<K>(&segment.idle, index, more);
+        self.count_in_use((more * SLICE_BYTES) as u64);
+        true
+    }
+
+    /// Gives a run back.
+    pub(crate) fn give_run(&self, run: Run) {
+        // SAFETY: a run lies in a live segment.
+        let segment = unsafe { &*run.segment };
+        self.counters.slices_in_use.sub_shared::<K>((run.len * SLICE_BYTES) as u64);
+        purge::schedule::<K>(&self.policy.purge, segment, (self.policy.clock)());
+        bitmap::release::<K>(&segment.free, run.index, run.len);
+        let arena = &self.arenas[segment.arena as usize];
+        if !bitmap::all_set(arena.open(), segment.index as usize, 1) {
+            bitmap::set::<K>(arena.open(), segment.index as usize, 1);
+        }
+        if self.policy.purge.delay_ms == 0 {
+            self.purge_segment(segment, 0, true);
+        }
+    }
+
+    pub(crate) fn count_in_use(&self, bytes: u64) {
+        self.counters.slices_in_use.add_shared::<K>(bytes);
+        self.note_peak();
+    }
+
+    pub(crate) fn note_peak(&self) {
+        let in_use = self.counters.slices_in_use.get() + self.counters.huge_committed.get();
+        self.counters.peak_in_use.raise_shared::<K>(in_use);
+    }
+
+    fn fresh_segment(&self, node: u32) -> Result<&Segment, SourceError> {
+        let (arena_index, index) = self.claim_segments(1, 1, 0, node)?;
+        let arena = &self.arenas[arena_index];
+        let start = arena.segment_start(index);
+        let header = NonNull::new(start).expect("a segment has an address");
+        let header_bytes = HEADER_SLICES * SLICE_BYTES;
+        // SAFETY: the segment is claimed and lies in a live reservation of the source.
+        if let Err(error) = unsafe { self.source.commit(header, header_bytes) } {
+            bitmap::release::<K>(arena.free(), index, 1);
+            return Err(error);
+        }
+        let soiled = bitmap::all_set(arena.soiled(), index, 1);
+        if soiled {
+            // SAFETY: the header is committed and ours.
+            unsafe { start.write_bytes(0, METADATA_END) };
+        }
+        let domain = ptr::from_ref(self).cast();
+        // SAFETY: the header is committed, reads as zero, and the segment is claimed.
+        unsafe { Segment::init_slices(start, domain, arena.node(), arena_index as u32, index as u32) };
+        let segment = arena.segment(index);
+        if soiled {
+            bitmap::set::<K>(&segment.dirty, HEADER_SLICES, USABLE_SLICES);
+        }
+        segment_map::insert_head(start.expose_provenance());
+        self.counters.segments.add_shared::<K>(1);
+        bitmap::set::<K>(arena.sliced_map(), index, 1);
+        bitmap::set::<K>(arena.open(), index, 1);
+        Ok(segment)
+    }
+
+    /// Claims `len` neighbouring segments so that the address of the segment `skip` behind the first is a multiple of
+    /// `align` segments; which arena, and the first segment.
+    pub(crate) fn claim_segments(
+        &self,
+        len: usize,
+        align: usize,
+        skip: usize,
+        node: u32,
+    ) -> Result<(usize, usize), SourceError> {
+        let claim = |arena: &Arena| {
+            let number = arena.base().addr() / SEGMENT_BYTES;
+            bitmap::claim::<K>(arena.free(), len, align, (number + skip) % align)
+        };
+        let strict = self.policy.nodes > 1;
+        for (at, arena) in self.arenas_near(node) {
+            if strict && arena.node() != node {
+                break;
+            }
+            if let Some(index) = claim(arena) {
+                return Ok((at, index));
+            }
+        }
+        let mut last = SourceError::OutOfMemory { requested: (len * SEGMENT_BYTES) as u64 };
+        // A source that is short of address space may still have a smaller arena.
+        let need = len + if align > 1 { align } else { 0 };
+        let mut segments =
+            self.policy.growth.segments(self.arenas_claimed.load(Ordering::Relaxed) as usize).max(need);
+        while segments >= need && segments <= MAX_ARENA_SEGMENTS {
+            match self.grow(segments, node) {
+                Ok(at) => {
+                    if let Some(index) = claim(&self.arenas[at]) {
+                        return Ok((at, index));
+                    }
+                    // Others emptied the fresh arena before we took our share of it: make another.
+                }
+                Err(error) => {
+                    last = error;
+                    if segments == need {
+                        break;
+                    }
+                    segments = (segments / 2).max(need);
+                }
+            }
+        }
+        for (at, arena) in self.arenas_near(node) {
+            if let Some(index) = claim(arena) {
+                return Ok((at, index));
+            }
+        }
+        Err(last)
+    }
+
+    fn grow(&self, segments: usize, node: u32) -> Result<usize, SourceError> {
+        let full = SourceError::Limit { requested: (segments * SEGMENT_BYTES) as u64, available: 0 };
+        if self.arenas_claimed.load(Ordering::Relaxed) >= MAX_ARENAS as u64 {
+            return Err(full);
+        }
+        let extent = Arena::reserve(&self.source, segments)?;
+        let at = K::fetch_add(&self.arenas_claimed, 1, Ordering::AcqRel) as usize;
+        if at >= MAX_ARENAS {
+            // SAFETY: the extent was just reserved and nobody uses it. What cannot be released stays reserved.
+            let _ = unsafe { self.source.release(extent) };
+            return Err(full);
+        }
+        if self.policy.nodes > 1 {
+            let start = NonNull::new(extent.as_ptr()).expect("an extent has an address");
+            // SAFETY: the extent was just reserved. Binding is a preference: without it memory is only less near.
+            let _ = unsafe { self.source.bind(start, segments * SEGMENT_BYTES, node) };
+        }
+        let bytes = extent.len();
+        if let Err((extent, error)) = self.arenas[at].publish::<S, K>(&self.source, extent, node) {
+            // SAFETY: nobody uses the extent. The slot of the table stays empty.
+            let _ = unsafe { self.source.release(extent) };
+            return Err(error);
+        }
+        self.counters.arenas.add_shared::<K>(1);
+        self.counters.reserved.add_shared::<K>(bytes);
+        self.observe(Event::Map { bytes: bytes as usize });
+        Ok(at)
+    }
+
+    fn purge_segment(&self, segment: &Segment, now: u64, all: bool) -> usize {
+        let bytes = purge::pass::<S, K>(&self.source, &self.policy.purge, segment, now, all);
+        if bytes > 0 {
+            self.counters.purged.add_shared::<K>(bytes as u64);
+            self.counters.purges.add_shared::<K>(1);
+            self.observe(Event::Purge { bytes });
+        }
+        bytes
+    }
+
+    /// Gives memory back that has been free for long enough at time `now`, or, with `all`, all free memory; bytes given
+    /// back. Linear in the number of segments.
+    pub fn purge(&self, now: u64, all: bool) -> usize {
+        let mut bytes = self.purge_huge(now, all);
+        for arena in self.arenas() {
+            for segment in arena.sliced() {
+                bytes += self.purge_segment(segment, now, all);
+            }
+        }
+        bytes
+    }
+
+    /// Gives every arena back to the source. Memory of a source that refuses stays reserved.
+    ///
+    /// # Safety
+    /// No block of the domain is used any more, and no heap over it.
+    pub unsafe fn destroy(&mut self) {
+        for at in 0..MAX_ARENAS {
+            let (base, segments) = (self.arenas[at].base(), self.arenas[at].segments());
+            if let Some(extent) = self.arenas[at].take() {
+                segment_map::remove(base.addr(), segments);
+                let bytes = extent.len();
+                // SAFETY: nothing uses the arena any more.
+                if unsafe { self.source.release(extent) }.is_ok() {
+                    self.observe(Event::Unmap { bytes: bytes as usize });
+                }
+            }
+        }
+    }
+}

@@ -1,0 +1,207 @@
+//! Heaps of their own: one thread, no atomics, destroyed at once with everything in them.
+//!
+//! Invariant: the heap, its domain and its lists lie in pages that it took from its source; dropping it gives those and all
+//! arenas back, so no block outlives it.
+
+use crate::arena::Growth;
+use crate::domain::{Domain, Policy};
+use crate::heap::Heap;
+use crate::lists::Lists;
+use crate::sharing::Local;
+use crate::size_class::{self, MAX_SMALL};
+use core::cell::UnsafeCell;
+use core::ptr::NonNull;
+use terrane_core::{Extent, Observer, PageSource, SourceError};
+
+/// A single-threaded heap over a page source of its own: see the [module](self) and the crate's example.
+///
+/// It is `!Sync` and `!Send`: wrap it in a lock, or make one for each thread, to use it from several.
+#[derive(Debug)]
+pub struct PrivateHeap<S: PageSource, O: Observer = ()> {
+    state: NonNull<State<S, O>>,
+}
+
+#[derive(Debug)]
+struct State<S: PageSource, O: Observer> {
+    domain: Domain<S, Local, O>,
+    heap: UnsafeCell<Heap<S, Local, O>>,
+    lists: Lists,
+    pages: Option<Extent>,
+}
+
+impl<S: PageSource> PrivateHeap<S> {
+    /// A heap over `source` with arenas that start at one segment and no purging by age.
+    ///
+    /// # Errors
+    /// The source has no page for the heap itself.
+    pub fn new_in(source: S) -> Result<Self, SourceError> {
+        Self::with_policy(source, Policy { growth: Growth::SMALL, ..Policy::DEFAULT }, ())
+    }
+}
+
+impl<S: PageSource, O: Observer> PrivateHeap<S, O> {
+    /// A heap over `source` with a policy and an observer.
+    ///
+    /// # Errors
+    /// The source has no page for the heap itself.
+    pub fn with_policy(source: S, policy: Policy, observer: O) -> Result<Self, SourceError> {
+        let bytes = size_of::<State<S, O>>().next_multiple_of(source.page_size());
+        let pages = source.acquire(bytes as u64, source.page_size() as u64)?;
+        let state: NonNull<State<S, O>> =
+            NonNull::new(pages.as_ptr().cast()).ok_or(SourceError::Unsupported)?;
+        // SAFETY: the pages are ours, committed, large enough, and aligned to a page.
+        unsafe {
+            let domain = Domain::new(source, policy, observer);
+            state.write(State {
+                domain,
+                heap: UnsafeCell::new(Heap::new(&raw const (*state.as_ptr()).domain, 1, 0)),
+                lists: Lists::new(),
+                pages: Some(pages),
+            });
+            let state = state.as_ref();
+            (*state.heap.get()).attach(&state.lists, 0);
+        }
+        Ok(Self { state })
+    }
+
+    fn state(&self) -> &State<S, O> {
+        // SAFETY: the state lives as long as the heap.
+        unsafe { self.state.as_ref() }
+    }
+
+    #[expect(
+        clippy::mut_from_ref,
+        reason = "the heap is single-threaded and no reference leaves a method of this type"
+    )]
+    fn heap(&self) -> &mut Heap<S, Local, O> {
+        // SAFETY: the type is neither Send nor Sync, and its methods do not call each other while one holds this.
+        unsafe { &mut *self.state().heap.get() }
+    }
+
+    /// The class that serves `bytes` at `align`, if it is a small request.
+    #[inline(always)]
+    fn class_for(bytes: usize, align: usize) -> Option<usize> {
+        let rounded = bytes.max(1).checked_next_multiple_of(align)?;
+        (rounded <= MAX_SMALL && align <= MAX_SMALL).then(|| size_class::class_of_dynamic(rounded))
+    }
+
+    /// A block of `bytes` at a multiple of `align`, a power of two; `None` when memory is out.
+    #[inline]
+    pub fn alloc(&self, bytes: usize, align: usize) -> Option<NonNull<u8>> {
+        self.alloc_zero(bytes, align).map(|(block, _)| block)
+    }
+
+    /// The same, and whether the block reads as zero beyond its first word.
+    fn alloc_zero(&self, bytes: usize, align: usize) -> Option<(NonNull<u8>, bool)> {
+        let state = self.state();
+        let (block, zero) = match Self::class_for(bytes, align) {
+            Some(class) => {
+                // SAFETY: the class is a class.
+                let block = unsafe { state.lists.pop(class) };
+                if block.is_null() {
+                    self.heap().alloc_miss_zero(&state.lists, class)
+                } else {
+                    (block, false)
+                }
+            }
+            None => self.heap().alloc_large(&state.lists, bytes, align),
+        };
+        NonNull::new(block).map(|block| (block, zero))
+    }
+
+    /// A block of zeros.
+    pub fn alloc_zeroed(&self, bytes: usize, align: usize) -> Option<NonNull<u8>> {
+        let (block, zero) = self.alloc_zero(bytes, align)?;
+        let dirty = if zero { bytes.min(size_of::<usize>()) } else { bytes };
+        // SAFETY: the block has `bytes` bytes.
+        unsafe { block.write_bytes(0, dirty) };
+        Some(block)
+    }
+
+    /// Frees a block.
+    ///
+    /// # Safety
+    /// The block came from this heap with the same `bytes` and `align`, and is not used any more.
+    #[inline]
+    pub unsafe fn free(&self, block: NonNull<u8>, bytes: usize, align: usize) {
+        let lists = &self.state().lists;
+        // SAFETY: the caller's promise.
+        unsafe {
+            match Self::class_for(bytes, align) {
+                Some(class) => {
+                    if !lists.push(block.as_ptr(), class, crate::segment::home(block.as_ptr())) {
+                        self.heap().free_miss(lists, block.as_ptr(), class);
+                    }
+                }
+                None => self.heap().free_large(lists, block.as_ptr()),
+            }
+        }
+    }
+
+    /// Changes the length of a block to `new_bytes`, moving it if it must; `None` when memory is out, and then the block is
+    /// as before.
+    ///
+    /// # Safety
+    /// As for [`free`](Self::free).
+    pub unsafe fn realloc(
+        &self,
+        block: NonNull<u8>,
+        bytes: usize,
+        align: usize,
+        new_bytes: usize,
+    ) -> Option<NonNull<u8>> {
+        let (old, new) = (Self::class_for(bytes, align), Self::class_for(new_bytes, align));
+        // SAFETY: the caller's promise.
+        unsafe {
+            match (old, new) {
+                (Some(old), Some(new)) if old == new => return Some(block),
+                (None, None) if new_bytes > bytes => {
+                    let lists = &self.state().lists;
+                    if let Some(grown) = self.heap().grow_large(lists, block.as_ptr(), new_bytes, align) {
+                        return NonNull::new(grown);
+                    }
+                }
+                (None, None) if new_bytes >= bytes / 2 => {
+                    self.heap().shrink_large(block.as_ptr(), new_bytes);
+                    return Some(block);
+                }
+                _ => {}
+            }
+            let moved = self.alloc(new_bytes, align)?;
+            moved.copy_from_nonoverlapping(block, bytes.min(new_bytes));
+            self.free(block, bytes, align);
+            Some(moved)
+        }
+    }
+
+    /// Returns every free block to its slab, and all free memory to the source.
+    pub fn release_free_memory(&self) {
+        self.heap().release_caches(&self.state().lists);
+    }
+
+    /// What the heap counted.
+    pub fn counters(&self) -> &crate::stats::HeapCounters {
+        // SAFETY: counters are atomics; no method of this type holds the heap while the caller runs.
+        unsafe { (*self.state().heap.get()).counters() }
+    }
+
+    /// The domain of the heap.
+    pub fn domain(&self) -> &Domain<S, Local, O> {
+        &self.state().domain
+    }
+}
+
+impl<S: PageSource, O: Observer> Drop for PrivateHeap<S, O> {
+    fn drop(&mut self) {
+        // SAFETY: the state is read out once; no block of the heap is used any more, as its owner promised by giving blocks
+        // out with its own lifetime.
+        unsafe {
+            let State { mut domain, pages, .. } = self.state.read();
+            domain.destroy();
+            if let Some(pages) = pages {
+                // Pages that the source does not take back stay reserved.
+                let _ = domain.source().release(pages);
+            }
+        }
+    }
+}

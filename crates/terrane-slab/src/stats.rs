@@ -1,0 +1,204 @@
+//! Counters: one writer each, merged when somebody asks.
+//!
+//! Invariant: a counter of a heap is written by that heap's thread only, by a plain load and store, so counting costs no
+//! atomic read-modify-write; a reader adds the heaps up. The counters of the domain count rare things and are shared.
+
+use crate::sharing::Sharing;
+use crate::size_class::CLASSES;
+use core::sync::atomic::{AtomicU64, Ordering};
+
+/// A counter with one writer.
+#[derive(Debug, Default)]
+#[repr(transparent)]
+pub struct Counter(AtomicU64);
+
+impl Counter {
+    /// Zero.
+    pub const fn new() -> Self {
+        Self(AtomicU64::new(0))
+    }
+
+    /// Adds `n`. Only the one writer calls this.
+    #[inline]
+    pub fn add(&self, n: u64) {
+        self.0.store(self.0.load(Ordering::Relaxed).wrapping_add(n), Ordering::Relaxed);
+    }
+
+    /// Adds `n`, from any thread that shares the domain.
+    #[inline]
+    pub fn add_shared<K: Sharing>(&self, n: u64) {
+        if K::SHARED {
+            self.0.fetch_add(n, Ordering::Relaxed);
+        } else {
+            self.add(n);
+        }
+    }
+
+    /// Takes `n` off, from any thread that shares the domain.
+    #[inline]
+    pub fn sub_shared<K: Sharing>(&self, n: u64) {
+        self.add_shared::<K>(n.wrapping_neg());
+    }
+
+    /// Raises the counter to `n` if it is below, from any thread that shares the domain.
+    #[inline]
+    pub fn raise_shared<K: Sharing>(&self, n: u64) {
+        if self.get() >= n {
+            // The common case needs no write.
+        } else if K::SHARED {
+            self.0.fetch_max(n, Ordering::Relaxed);
+        } else {
+            self.0.store(n, Ordering::Relaxed);
+        }
+    }
+
+    /// The value.
+    #[inline]
+    pub fn get(&self) -> u64 {
+        self.0.load(Ordering::Relaxed)
+    }
+}
+
+/// What one heap counted of one class.
+#[derive(Debug, Default)]
+pub struct ClassCounters {
+    /// Blocks moved from slabs to the thread's list.
+    pub taken: Counter,
+    /// Blocks moved from the thread back to slabs, its own or others'.
+    pub returned: Counter,
+    /// Frees that went through the thread's list.
+    pub listed: Counter,
+    /// Slabs made.
+    pub slabs_made: Counter,
+    /// Slabs retired.
+    pub slabs_retired: Counter,
+}
+
+/// What one heap counted.
+#[derive(Debug)]
+pub struct HeapCounters {
+    /// By size class.
+    pub classes: [ClassCounters; CLASSES],
+    /// Times a thread's list was filled.
+    pub refills: Counter,
+    /// Times a thread's list was cut back.
+    pub flushes: Counter,
+    /// Blocks freed into slabs of other heaps.
+    pub remote_frees: Counter,
+    /// Exchanges that carried them.
+    pub remote_batches: Counter,
+    /// Slabs taken from a shelf.
+    pub steals: Counter,
+    /// Parked slabs claimed by freeing into them.
+    pub claims: Counter,
+    /// Slabs parked.
+    pub parks: Counter,
+    /// Large blocks allocated.
+    pub large_allocated: Counter,
+    /// Large blocks freed.
+    pub large_freed: Counter,
+    /// Of the large blocks allocated, those served from the heap's own cache.
+    pub large_cached: Counter,
+    /// Bytes of large blocks allocated.
+    pub large_bytes_allocated: Counter,
+    /// Bytes of large blocks freed.
+    pub large_bytes_freed: Counter,
+}
+
+impl HeapCounters {
+    /// All zero.
+    pub const fn new() -> Self {
+        const ZERO: Counter = Counter::new();
+        Self {
+            classes: [const {
+                ClassCounters {
+                    taken: ZERO,
+                    returned: ZERO,
+                    listed: ZERO,
+                    slabs_made: ZERO,
+                    slabs_retired: ZERO,
+                }
+            }; CLASSES],
+            refills: ZERO,
+            flushes: ZERO,
+            remote_frees: ZERO,
+            remote_batches: ZERO,
+            steals: ZERO,
+            claims: ZERO,
+            parks: ZERO,
+            large_allocated: ZERO,
+            large_freed: ZERO,
+            large_cached: ZERO,
+            large_bytes_allocated: ZERO,
+            large_bytes_freed: ZERO,
+        }
+    }
+}
+
+impl Default for HeapCounters {
+    fn default() -> Self {
+        Self::new()
+    }
+}
+
+/// What a domain counted: rare things, from any thread.
+#[derive(Debug)]
+pub struct DomainCounters {
+    /// Bytes of address space reserved in arenas.
+    pub reserved: Counter,
+    /// Arenas.
+    pub arenas: Counter,
+    /// Segments in use, for slices or as part of a huge span.
+    pub segments: Counter,
+    /// Bytes of slices in use by slabs, large blocks and heap records.
+    pub slices_in_use: Counter,
+    /// Largest value of `slices_in_use` plus `huge_committed`.
+    pub peak_in_use: Counter,
+    /// Bytes of huge blocks handed out.
+    pub huge_live: Counter,
+    /// Bytes of huge spans that hold memory, live or cached.
+    pub huge_committed: Counter,
+    /// Huge blocks allocated.
+    pub huge_allocated: Counter,
+    /// Huge blocks freed.
+    pub huge_freed: Counter,
+    /// Of the huge blocks allocated, those served from the cache.
+    pub huge_cached: Counter,
+    /// Bytes given back to the system.
+    pub purged: Counter,
+    /// Times memory was given back.
+    pub purges: Counter,
+    /// Blocks grown in place.
+    pub grown_in_place: Counter,
+    /// Blocks moved by remapping their pages.
+    pub remapped: Counter,
+}
+
+impl DomainCounters {
+    /// All zero.
+    pub const fn new() -> Self {
+        const ZERO: Counter = Counter::new();
+        Self {
+            reserved: ZERO,
+            arenas: ZERO,
+            segments: ZERO,
+            slices_in_use: ZERO,
+            peak_in_use: ZERO,
+            huge_live: ZERO,
+            huge_committed: ZERO,
+            huge_allocated: ZERO,
+            huge_freed: ZERO,
+            huge_cached: ZERO,
+            purged: ZERO,
+            purges: ZERO,
+            grown_in_place: ZERO,
+            remapped: ZERO,
+        }
+    }
+}
+
+impl Default for DomainCounters {
+    fn default() -> Self {
+        Self::new()
+    }
+}
