@@ -32,9 +32,11 @@
 //! x86-64 and with the system's clock elsewhere, which is too coarse for single hits.
 
 pub mod catalogue;
+pub mod goals;
 pub mod machine;
 pub mod peers;
 pub mod record;
+pub mod report;
 pub mod results;
 pub mod runner;
 pub mod schedule;

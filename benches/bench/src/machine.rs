@@ -32,7 +32,8 @@ pub fn describe() -> Vec<(String, String)> {
         ("processor", after(&file("/proc/cpuinfo"), "model name")),
         ("cores", Some(cores.to_string())),
         ("memory", memory),
-        ("kernel", said("uname", &["-sr"])),
+        // The version alone: what follows it names whoever built the kernel.
+        ("kernel", said("uname", &["-sr"]).and_then(|text| Some(text.split('-').next()?.to_owned()))),
         ("transparent huge pages", huge),
         ("C library", said("getconf", &["GNU_LIBC_VERSION"])),
         ("compiler", said("rustc", &["--version"])),

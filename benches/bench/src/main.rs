@@ -11,7 +11,7 @@ use terrane_bench::catalogue::WORKLOADS;
 use terrane_bench::peers::{self, PEERS};
 use terrane_bench::results::{Metric, Results};
 use terrane_bench::schedule::{Contender, Schedule};
-use terrane_bench::{machine, table};
+use terrane_bench::{goals, machine, report, table};
 
 /// Compares allocators over the same workloads, in alternating rounds.
 #[derive(Parser)]
@@ -44,6 +44,9 @@ struct Options {
     /// Where to write the results [default: target/bench/results.json]
     #[arg(long, value_name = "FILE")]
     json: Option<PathBuf>,
+    /// Make the report anew from the results of an earlier run, and end
+    #[arg(long)]
+    report: bool,
     /// List workloads and allocators, and end
     #[arg(long)]
     list: bool,
@@ -144,14 +147,35 @@ fn compare(options: &Options) -> Result<(), String> {
     }
     bar.finish_and_clear();
 
-    println!("time per operation, median of {rounds} rounds, * best of the row\n");
-    println!("{}", table::render(&results, Metric::Time));
-    println!("peak resident memory\n");
-    println!("{}", table::render(&results, Metric::Peak));
-    let json = options.json.clone().unwrap_or_else(|| peers::output_folder().join("results.json"));
     let text = serde_json::to_string(&results).map_err(|error| error.to_string())?;
-    write(&json, &text)?;
-    println!("results: {}", json.display());
+    write(&json_path(options), &text)?;
+    show(options, &results)
+}
+
+fn json_path(options: &Options) -> PathBuf {
+    options.json.clone().unwrap_or_else(|| peers::output_folder().join("results.json"))
+}
+
+/// The results of an earlier run.
+fn earlier(options: &Options) -> Result<Results, String> {
+    let path = json_path(options);
+    let text = std::fs::read_to_string(&path).map_err(|error| format!("{}: {error}", path.display()))?;
+    serde_json::from_str(&text).map_err(|error| format!("{}: {error}", path.display()))
+}
+
+/// Prints the tables and writes the report beside the results.
+fn show(options: &Options, results: &Results) -> Result<(), String> {
+    println!("time per operation, median of {} rounds, * best of the row\n", results.rounds);
+    println!("{}", table::render(results, Metric::Time));
+    println!("peak resident memory\n");
+    println!("{}", table::render(results, Metric::Peak));
+    if results.allocators.iter().any(|name| name == peers::OURS) {
+        println!("goals\n\n{}", goals::render(results));
+    }
+    let json = json_path(options);
+    let page = json.with_file_name("report.html");
+    write(&page, &report::html(results))?;
+    println!("results: {}\nreport:  {}", json.display(), page.display());
     Ok(())
 }
 
@@ -161,7 +185,11 @@ fn main() -> ExitCode {
         list();
         return ExitCode::SUCCESS;
     }
-    match compare(&options) {
+    let done = match options.report {
+        true => earlier(&options).and_then(|results| show(&options, &results)),
+        false => compare(&options),
+    };
+    match done {
         Ok(()) => ExitCode::SUCCESS,
         Err(message) => {
             eprintln!("{message}");
