@@ -7,7 +7,7 @@
 //!
 //! Every test runs in a process of its own, so that its time is known and a model that never ends can be stopped.
 
-use crate::process::{Ended, run_logged};
+use crate::process::{Ended, run_reading};
 use crate::workspace::{Error, Outcome, cargo, crates, root, target};
 use std::fs;
 use std::path::{Path, PathBuf};
@@ -137,15 +137,13 @@ fn build(package: &str, test: &str, log: &Path) -> Result<Result<PathBuf, String
     let target = target().join("loom");
     let mut flags = std::env::var("RUSTFLAGS").unwrap_or_default();
     flags.push_str(" --cfg loom");
-    let before = log_length(log);
     let mut command = cargo(["test", "--release", "--no-run", "--package", package, "--test", test]);
     command.arg("--target-dir").arg(&target).env("RUSTFLAGS", flags.trim()).env("CARGO_TERM_COLOR", "never");
-    let ended = run_logged(&mut command, log, Duration::from_secs(900))?;
+    let (ended, output) = run_reading(&mut command, log, Duration::from_secs(900))?;
     if !ended.success() {
         return Ok(Err(format!("does not compile ({})", ended.describe())));
     }
     // cargo names the program in its last line: `Executable tests/loom.rs (target/loom/release/deps/loom-…)`.
-    let output = read_from(log, before);
     let path = output
         .lines()
         .rev()
@@ -175,13 +173,12 @@ struct Ran {
 }
 
 fn one(binary: &Path, package: &str, test: &str, log: &Path, limit: Duration) -> Result<Ran, Error> {
-    let before = log_length(log);
     let mut command = Command::new(binary);
     command
         .args(["--exact", test, "--nocapture", "--test-threads=1"])
         .current_dir(root().join("crates").join(package));
-    let ended = run_logged(&mut command, log, limit)?;
-    Ok(Ran { ended, output: read_from(log, before) })
+    let (ended, output) = run_reading(&mut command, log, limit)?;
+    Ok(Ran { ended, output })
 }
 
 /// The last path segment of `test` without `prefix`, if it begins with it.
@@ -211,16 +208,6 @@ fn facts(output: &str) -> Option<(&str, &str)> {
     let (threads, iterations) = (value("threads=")?, value("iterations=")?);
     let is_positive = |text: &str| text.parse::<u64>().is_ok_and(|number| number > 0);
     (is_positive(threads) && is_positive(iterations)).then_some((threads, iterations))
-}
-
-fn log_length(log: &Path) -> u64 {
-    fs::metadata(log).map_or(0, |meta| meta.len())
-}
-
-fn read_from(log: &Path, offset: u64) -> String {
-    let bytes = fs::read(log).unwrap_or_default();
-    let start = usize::try_from(offset).unwrap_or(usize::MAX).min(bytes.len());
-    String::from_utf8_lossy(&bytes[start..]).into_owned()
 }
 
 #[cfg(test)]

@@ -2,7 +2,8 @@
 //!
 //! ```text
 //!   run      a program on Terrane, with a heap report        test     everything that has to hold, with a summary
-//!   loom     the models of the lock-free protocols           bench    Terrane beside other allocators
+//!   classes  the table of size classes                       loom     the models of the lock-free protocols
+//!   bench    Terrane beside other allocators                 fuzz     operation sequences beside a reference model
 //!   fit      placement engines compared                      gpu      device pools measured
 //! ```
 //!
@@ -10,7 +11,9 @@
 //! of the workspace and still works when one of them does not build.
 
 mod bench;
+mod classes;
 mod fit;
+mod fuzz;
 mod gpu;
 mod loom;
 mod process;
@@ -35,10 +38,14 @@ enum Command {
     Run(run::Args),
     /// Run every check and end with a summary line
     Test(test::Args),
+    /// Print the table of size classes
+    Classes(classes::Args),
     /// Run the loom models and their planted faults
     Loom(loom::Args),
     /// Compare Terrane with other allocators
     Bench(bench::Args),
+    /// Run the fuzz targets for a while
+    Fuzz(fuzz::Args),
     /// Compare placement engines
     Fit(fit::Args),
     /// Measure device memory pools
@@ -50,8 +57,10 @@ fn main() -> ExitCode {
     let result = match Cli::parse().command {
         Command::Run(args) => run::main(&args),
         Command::Test(args) => test::main(&args),
+        Command::Classes(args) => classes::main(&args),
         Command::Loom(args) => loom::main(&args),
         Command::Bench(args) => bench::main(&args),
+        Command::Fuzz(args) => fuzz::main(&args),
         Command::Fit(args) => fit::main(&args),
         Command::Gpu(args) => gpu::main(&args),
     };

@@ -118,6 +118,16 @@ pub fn run_logged(command: &mut Command, log: &Path, limit: Duration) -> Result<
     Group::start(command, out, err)?.wait(limit)
 }
 
+/// Like [`run_logged`], and returns what this command added to the log.
+pub fn run_reading(command: &mut Command, log: &Path, limit: Duration) -> Result<(Ended, String), Error> {
+    let before = fs::metadata(log).map_or(0, |meta| meta.len());
+    let ended = run_logged(command, log, limit)?;
+    let bytes =
+        fs::read(log).map_err(|cause| Error::io(format_args!("cannot read {}", log.display()), cause))?;
+    let start = usize::try_from(before).unwrap_or(usize::MAX).min(bytes.len());
+    Ok((ended, String::from_utf8_lossy(&bytes[start..]).into_owned()))
+}
+
 extern "C" fn on_interrupt(signal: libc::c_int) {
     for place in &GROUPS {
         let id = place.load(Ordering::SeqCst);

@@ -162,14 +162,27 @@ fn one(check: &Check, logs: &Path, full: bool) -> Result<Verdict, Error> {
     };
     println!("{:7.1} s  {words}", begin.elapsed().as_secs_f64());
     if words.starts_with("FAILED") {
-        let text = room.log_text();
-        let lines: Vec<&str> = text.lines().collect();
-        let first = lines.len().saturating_sub(60);
-        lines[first..].iter().for_each(|line| println!("    | {line}"));
+        excerpt(&room.log_text()).iter().for_each(|line| println!("    | {line}"));
     } else {
         let _ = fs::remove_dir_all(&room.scratch);
     }
     Ok(verdict)
+}
+
+/// What to show of the log of a failed check: the failed tests with the beginning of what they printed, and the end.
+fn excerpt(text: &str) -> Vec<&str> {
+    let lines: Vec<&str> = text.lines().collect();
+    let mut shown = Vec::new();
+    for (at, line) in lines.iter().enumerate() {
+        let is_test_output = line.starts_with("---- ") && line.ends_with(" ----");
+        if is_test_output && shown.len() < 120 {
+            shown.extend(lines[at..].iter().take(20).take_while(|line| **line != "failures:"));
+            shown.push("…");
+        }
+    }
+    let rest = if shown.is_empty() { 60 } else { 20 };
+    shown.extend(&lines[lines.len().saturating_sub(rest)..]);
+    shown
 }
 
 #[derive(Default)]
@@ -221,6 +234,14 @@ mod tests {
         sum.add("b", &Verdict::Skipped("absent".into()));
         sum.add("c", &Verdict::Tests { passed: 10, failed: 2, skipped: 1, problem: None });
         assert_eq!((sum.passed, sum.failed, sum.skipped), (11, 2, 2));
+    }
+
+    #[test]
+    fn the_excerpt_shows_a_failed_test_that_is_far_from_the_end_of_the_log() {
+        let noise = "noise\n".repeat(500);
+        let text = format!("{noise}---- a::b stdout ----\nwhy it failed\n\nfailures:\n{noise}last");
+        let shown = excerpt(&text);
+        assert!(shown.contains(&"why it failed") && shown.last() == Some(&"last") && shown.len() < 60);
     }
 
     #[test]

@@ -10,7 +10,7 @@ use std::time::Duration;
 /// The checks, in order: cheap and telling ones first.
 pub fn all() -> Vec<Check> {
     let mut checks = vec![
-        Check::new("fmt", |room| cargo_check(room, &["fmt", "--all", "--check"], 120)),
+        Check::new("fmt", fmt),
         Check::new("book", book::check),
         Check::new("clippy", |room| {
             cargo_check(room, &["clippy", "--workspace", "--all-targets", "--", "-D", "warnings"], 1500)
@@ -31,6 +31,7 @@ pub fn all() -> Vec<Check> {
         }),
         Check::new("packages", packages),
         Check::new("loom", loom),
+        Check::new("fuzz", fuzz),
     ];
     if has_crate("terrane-pages") {
         checks.push(Check::new("hwloc", hwloc));
@@ -45,6 +46,16 @@ pub fn all() -> Vec<Check> {
 pub fn logged(room: &Room, command: &mut Command, seconds: u64) -> Result<Verdict, Error> {
     let ended = run_logged(command, &room.log, Duration::from_secs(seconds))?;
     Ok(if ended.success() { Verdict::Passed(String::new()) } else { Verdict::Failed(ended.describe()) })
+}
+
+/// The workspace and the fuzz package, which is a workspace of its own.
+fn fmt(room: &Room) -> Result<Verdict, Error> {
+    match cargo_check(room, &["fmt", "--all", "--check"], 120)? {
+        Verdict::Passed(_) => {
+            cargo_check(room, &["fmt", "--manifest-path", "fuzz/Cargo.toml", "--check"], 120)
+        }
+        other => Ok(other),
+    }
 }
 
 fn cargo_check(room: &Room, args: &[&str], seconds: u64) -> Result<Verdict, Error> {
@@ -126,6 +137,20 @@ fn loom(room: &Room) -> Result<Verdict, Error> {
         Some(first) => Verdict::Failed(format!("{} failures, the first: {first}", report.failures.len())),
         None if report.models == 0 => Verdict::Skipped("no crate has a loom model yet".into()),
         None => Verdict::Passed(format!("{} models, every planted fault caught", report.models)),
+    })
+}
+
+/// Every fuzz target for a few seconds; kept findings are replayed first.
+fn fuzz(room: &Room) -> Result<Verdict, Error> {
+    if let Err(why) = ensure(&[Wanted::Program("c++", "g++")], &room.log) {
+        return Ok(Verdict::Skipped(why));
+    }
+    let seconds = if room.full { 120 } else { 10 };
+    let report = crate::fuzz::run(None, seconds, &room.log, &mut |line| room.note(&line))?;
+    Ok(match report.failures.first() {
+        Some(first) => Verdict::Failed(first.clone()),
+        None if report.targets == 0 => Verdict::Failed("no target was found".into()),
+        None => Verdict::Passed(format!("{} targets, {} inputs, no finding", report.targets, report.runs)),
     })
 }
 
