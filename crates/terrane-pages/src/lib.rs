@@ -1,0 +1,17 @@
+//! Where pages come from: host memory reserved, committed, given back and moved, as [`terrane_core::PageSource`]s.
+
+#![no_std]
+
+#[cfg(feature = "std")]
+extern crate std;
+
+pub mod huge;
+pub mod mmap;
+pub mod numa;
+mod page;
+mod sys;
+
+pub use huge::HugePages;
+pub use mmap::{Commit, Mmap};
+pub use page::{huge_page_size, page_size};
+pub use sys::TransparentHugePages;
