@@ -324,8 +324,8 @@ proptest! {
                             }
                         }
                     }
-                    Step::Write(a, n) => for i in a..a + n {
-                        if let Page::Committed { byte } = &mut model[i] {
+                    Step::Write(a, n) => for (i, state) in model.iter_mut().enumerate().skip(a).take(n) {
+                        if let Page::Committed { byte } = state {
                             at.add(i * page).write_bytes(next_byte, page);
                             *byte = Some(next_byte);
                             next_byte = next_byte.wrapping_add(1);
