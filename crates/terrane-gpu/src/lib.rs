@@ -1,0 +1,68 @@
+//! Pools of device memory for Rust programs on GPUs: hits that make no driver call, reuse that is safe across streams by
+//! construction, and all of it runnable and testable on a machine with no GPU.
+//!
+//! ```text
+//!   DeviceBuf<T>                          typed, gives itself back
+//!        |
+//!   FixedPool                             blocks of one length, lock-free lists per stream
+//!        |
+//!   StreamOrder                           epochs: one event for many frees, waits on the device, never the host
+//!        |
+//!   Device: Sim | your own                streams, events, copies, memory
+//! ```
+//!
+//! # Example
+//!
+//! ```
+//! use terrane_gpu::{Device, DeviceBuf, FixedConfig, FixedPool, Sim};
+//!
+//! let sim = Sim::new();
+//! let device = sim.device(0);
+//! let (compute, copy) = (device.stream_create()?, device.stream_create()?);
+//! let pool = FixedPool::new(device.clone(), FixedConfig::new(1 << 20))?;
+//!
+//! let buf = DeviceBuf::<f32, _>::new_in(&pool, 1024, compute)?;
+//! // SAFETY: `buf` is held while the work is submitted.
+//! unsafe { device.fill(buf.address(), 0, buf.bytes(), compute)? };
+//! drop(buf); // in the order of `compute`: no driver call, and nothing waits
+//!
+//! let again = DeviceBuf::<f32, _>::new_in(&pool, 1024, copy)?; // another stream: ordered on the device
+//! # let _ = again;
+//! assert_eq!(sim.violations(), []);
+//! # Ok::<(), Box<dyn std::error::Error>>(())
+//! ```
+//!
+//! # The simulated device
+//!
+//! [`Sim`] runs the work of many streams in an adversarial order, poisons what is freed, checks every access for a
+//! happens-before order, caps memory, counts calls and makes them fail on demand. What passes there is ordered by rule and
+//! not by luck. Its times are a model and are never figures of a device.
+//!
+//! # Limits
+//!
+//! A pool serves one device. Blocks are at least 256 bytes apart on real devices. Work that uses a buffer on a stream other
+//! than its own has to be named with [`DeviceBuf::used_on`].
+
+pub mod buf;
+pub mod device;
+#[doc(hidden)]
+pub mod epoch;
+pub mod error;
+pub mod fixed;
+#[doc(hidden)]
+pub mod free_list;
+mod lanes;
+pub mod pool;
+pub mod sim;
+pub mod stream_order;
+
+pub use buf::{DeviceBuf, Plain};
+pub use device::{
+    Device, DeviceInfo, DeviceMemoryInfo, DriverResult, Event, OrderedMemory, Physical, Stream, Streams,
+    Uuid, VirtualMemory,
+};
+pub use error::{DriverError, GpuAbsence, PoolError, Shortage};
+pub use fixed::{FixedConfig, FixedPool, LockFree, Locked};
+pub use pool::{Block, DevicePool, PoolStats};
+pub use sim::{Sim, SimConfig, SimDevice};
+pub use stream_order::{OrderStats, Stamp, StreamOrder};
