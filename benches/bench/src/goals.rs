@@ -328,24 +328,25 @@ impl Verdict {
     }
 }
 
-/// The verdicts as a table for a terminal.
-pub fn render(results: &Results) -> String {
-    let mut out = String::new();
-    for goal in GOALS {
+/// Whether the run measured Terrane at all.
+pub fn can_judge(results: &Results) -> bool {
+    results.allocators.iter().any(|name| name == OURS)
+        || results.programs.iter().any(|p| p.by.contains_key(OURS))
+}
+
+/// The verdicts as rows: goal, limit, ratio, verdict, what stands behind it.
+pub fn rows(results: &Results) -> Vec<Vec<String>> {
+    let row = |goal: &Goal| {
         let verdict = judge(results, goal);
         let ratio = match &verdict {
             Verdict::Met(figure) | Verdict::Missed(figure) => format!("{:.2}", figure.ratio),
             Verdict::Unknown(_) => "–".into(),
         };
-        out.push_str(&format!(
-            "{:<6} {ratio:>6} (limit {:.2})  {}: {}\n",
-            verdict.word(),
-            goal.limit,
-            goal.what,
-            verdict.detail(goal)
-        ));
-    }
-    out
+        let limit = format!("{:.2}", goal.limit);
+        vec![goal.what.to_owned(), limit, ratio, verdict.word().to_owned(), verdict.detail(goal)]
+    };
+    let head = ["goal", "limit", "ratio", "verdict", "behind it"].map(str::to_owned).into();
+    std::iter::once(head).chain(GOALS.iter().map(row)).collect()
 }
 
 #[cfg(test)]

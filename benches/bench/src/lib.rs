@@ -31,10 +31,13 @@
 //! Memory and page faults are read from Linux's `/proc`. Latencies are sampled with the processor's tick counter on
 //! x86-64 and with the system's clock elsewhere, which is too coarse for single hits.
 
+pub mod book;
+pub mod callgrind;
 pub mod catalogue;
 pub mod goals;
 pub mod machine;
 pub mod peers;
+pub mod preload;
 pub mod record;
 pub mod report;
 pub mod results;

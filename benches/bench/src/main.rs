@@ -11,7 +11,7 @@ use terrane_bench::catalogue::WORKLOADS;
 use terrane_bench::peers::{self, PEERS};
 use terrane_bench::results::{Metric, Results};
 use terrane_bench::schedule::{Contender, Schedule};
-use terrane_bench::{goals, machine, report, table};
+use terrane_bench::{book, callgrind, goals, machine, preload, report, table};
 
 /// Compares allocators over the same workloads, in alternating rounds.
 #[derive(Parser)]
@@ -38,6 +38,12 @@ struct Options {
     /// A worker built elsewhere, say before a change, measured beside the others
     #[arg(long, value_name = "NAME=WORKER")]
     with: Vec<String>,
+    /// Count instructions per operation with callgrind as well, on one thread
+    #[arg(long)]
+    instructions: bool,
+    /// Run whole programs under preloaded libraries instead of workloads
+    #[arg(long)]
+    preload: bool,
     /// Use the workers as they were last built
     #[arg(long)]
     no_build: bool,
@@ -47,6 +53,9 @@ struct Options {
     /// Make the report anew from the results of an earlier run, and end
     #[arg(long)]
     report: bool,
+    /// Write the book's page of results as well
+    #[arg(long)]
+    page: bool,
     /// List workloads and allocators, and end
     #[arg(long)]
     list: bool,
@@ -146,10 +155,55 @@ fn compare(options: &Options) -> Result<(), String> {
         results.cases.push(case);
     }
     bar.finish_and_clear();
+    if options.instructions {
+        count_instructions(&schedule, &mut results);
+    }
+    finish(options, &results)
+}
 
-    let text = serde_json::to_string(&results).map_err(|error| error.to_string())?;
+/// Adds instruction counts to the cases of one thread.
+fn count_instructions(schedule: &Schedule, results: &mut Results) {
+    if !callgrind::is_installed() {
+        eprintln!("valgrind is not installed: no instructions are counted");
+        return;
+    }
+    for case in results.cases.iter_mut().filter(|case| case.threads == 1) {
+        for contender in &schedule.contenders {
+            eprintln!("counting {} with {}", case.workload, contender.name);
+            match callgrind::per_operation(&contender.worker, &case.workload) {
+                Ok(count) => {
+                    case.by.entry(contender.name.clone()).or_default().instructions = Some(count);
+                }
+                Err(reason) => {
+                    eprintln!("{} cannot be counted with {}: {reason}", case.workload, contender.name)
+                }
+            }
+        }
+    }
+}
+
+/// Runs whole programs. Their results join those of an earlier run of the workloads, where there is one.
+fn preload_programs(options: &Options) -> Result<(), String> {
+    let (libraries, lacking) = preload::libraries();
+    for (name, reason) in lacking {
+        eprintln!("skipping {name}: {reason}");
+    }
+    let rounds = options.rounds.unwrap_or(if options.quick { 3 } else { 5 }).max(1);
+    let mut results = earlier(options).unwrap_or_else(|_| Results {
+        machine: machine::describe(),
+        rounds,
+        quick: options.quick,
+        ..Results::default()
+    });
+    results.programs = preload::run(&libraries, rounds, |about| eprintln!("{about}"))?;
+    finish(options, &results)
+}
+
+/// Writes the results, prints the tables and writes the report.
+fn finish(options: &Options, results: &Results) -> Result<(), String> {
+    let text = serde_json::to_string(results).map_err(|error| error.to_string())?;
     write(&json_path(options), &text)?;
-    show(options, &results)
+    show(options, results)
 }
 
 fn json_path(options: &Options) -> PathBuf {
@@ -163,31 +217,65 @@ fn earlier(options: &Options) -> Result<Results, String> {
     serde_json::from_str(&text).map_err(|error| format!("{}: {error}", path.display()))
 }
 
+fn print_rows(rows: &[Vec<String>]) {
+    match rows.len() {
+        0 | 1 => println!("  (none)\n"),
+        _ => println!("\n{}", table::plain(rows)),
+    }
+}
+
 /// Prints the tables and writes the report beside the results.
 fn show(options: &Options, results: &Results) -> Result<(), String> {
-    println!("time per operation, median of {} rounds, * best of the row\n", results.rounds);
-    println!("{}", table::render(results, Metric::Time));
-    println!("peak resident memory\n");
-    println!("{}", table::render(results, Metric::Peak));
-    if results.allocators.iter().any(|name| name == peers::OURS) {
-        println!("goals\n\n{}", goals::render(results));
+    if !options.preload {
+        println!("time per operation, median of {} rounds, * best of the row", results.rounds);
+        print_rows(&table::of_metric(results, Metric::Time));
+        println!("peak resident memory");
+        print_rows(&table::of_metric(results, Metric::Peak));
+        println!("latency of single operations, sampled");
+        print_rows(&table::latencies(results));
+        println!("anonymous memory of the idle process, one second after a burst");
+        print_rows(&table::idle(results));
+        println!("instructions per operation");
+        print_rows(&table::instructions(results));
+    }
+    println!("whole programs under preloaded libraries");
+    print_rows(&table::programs(results));
+    if goals::can_judge(results) {
+        println!("goals");
+        print_rows(&goals::rows(results));
     }
     let json = json_path(options);
     let page = json.with_file_name("report.html");
     write(&page, &report::html(results))?;
     println!("results: {}\nreport:  {}", json.display(), page.display());
+    if options.page {
+        let page = peers::workspace().join("docs/src/performance/results.md");
+        write(&page, &book::page(results))?;
+        println!("page:    {}", page.display());
+    }
     Ok(())
 }
 
 fn main() -> ExitCode {
+    let mut args = std::env::args_os().skip(1);
+    if args.next().is_some_and(|word| word == preload::launch::WORD) {
+        return match preload::launch::main(args) {
+            Ok(()) => ExitCode::SUCCESS,
+            Err(message) => {
+                eprintln!("{message}");
+                ExitCode::FAILURE
+            }
+        };
+    }
     let options = Options::parse();
     if options.list {
         list();
         return ExitCode::SUCCESS;
     }
-    let done = match options.report {
-        true => earlier(&options).and_then(|results| show(&options, &results)),
-        false => compare(&options),
+    let done = match (options.report, options.preload) {
+        (true, _) => earlier(&options).and_then(|results| show(&options, &results)),
+        (false, true) => preload_programs(&options),
+        (false, false) => compare(&options),
     };
     match done {
         Ok(()) => ExitCode::SUCCESS,

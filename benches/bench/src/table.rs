@@ -1,6 +1,7 @@
-//! The results as a table for a terminal.
+//! The results as tables: for a terminal and for the book.
 //!
-//! Invariant: one row per case; the best allocator of a row is marked, a failed one says so instead of a figure.
+//! Invariant: one row per case; the best allocator of a row is marked, a failed one says so instead of a figure. Both
+//! renderings are made from the same rows.
 
 use std::fmt::Write;
 
@@ -54,8 +55,11 @@ fn cell(case: &Case, allocator: &str, metric: Metric, best: Option<f64>) -> Stri
     }
 }
 
-/// The table of one metric.
-pub fn render(results: &Results, metric: Metric) -> String {
+/// Rows of cells; the first row is the head.
+pub type Rows = Vec<Vec<String>>;
+
+/// Medians of one metric.
+pub fn of_metric(results: &Results, metric: Metric) -> Rows {
     let names: Vec<&str> = results.allocators.iter().map(String::as_str).collect();
     let ours = names.contains(&OURS);
     let mut rows: Vec<Vec<String>> = vec![vec!["workload".to_owned()]];
@@ -74,6 +78,93 @@ pub fn render(results: &Results, metric: Metric) -> String {
         }
         rows.push(row);
     }
+    rows
+}
+
+/// Instructions per operation.
+pub fn instructions(results: &Results) -> Rows {
+    let mut rows: Vec<Vec<String>> = vec![vec!["workload".to_owned()]];
+    rows[0].extend(results.allocators.iter().cloned());
+    for case in &results.cases {
+        let count = |name: &String| case.by.get(name).and_then(|runs| runs.instructions);
+        if results.allocators.iter().any(|name| count(name).is_some()) {
+            let cells = results.allocators.iter().map(|name| count(name).map_or("–".into(), digits));
+            rows.push(std::iter::once(case.label()).chain(cells).collect());
+        }
+    }
+    rows
+}
+
+/// Percentiles of latency: the median, the 99th and the 99.99th, of allocations and of frees.
+pub fn latencies(results: &Results) -> Rows {
+    let mut rows: Rows = vec![vec!["p50 / p99 / p99.99".to_owned()]];
+    rows[0].extend(results.allocators.iter().cloned());
+    for case in &results.cases {
+        for side in ["allocate", "free"] {
+            let cell = |name: &String| {
+                let runs = case.by.get(name)?;
+                let histogram = if side == "free" { &runs.free_latency } else { &runs.alloc_latency };
+                let at = |share| stats::percentile(histogram, share).map(|ns| time(ns as f64));
+                Some(format!("{} / {} / {}", at(0.5)?, at(0.99)?, at(0.9999)?))
+            };
+            let cells: Vec<Option<String>> = results.allocators.iter().map(cell).collect();
+            if cells.iter().any(Option::is_some) {
+                let cells = cells.into_iter().map(|cell| cell.unwrap_or("–".into()));
+                rows.push(std::iter::once(format!("{} {side}", case.label())).chain(cells).collect());
+            }
+        }
+    }
+    rows
+}
+
+/// Anonymous memory one second after a burst, beside the bytes still live.
+pub fn idle(results: &Results) -> Rows {
+    let mut rows: Rows = vec![vec!["workload".to_owned(), "live".to_owned()]];
+    rows[0].extend(results.allocators.iter().cloned());
+    for case in &results.cases {
+        let figures = |name: &String, pick: fn(&crate::record::Idle) -> u64| {
+            let rounds = &case.by.get(name)?.rounds;
+            let values: Vec<f64> =
+                rounds.iter().filter_map(|r| Some(pick(r.idle.as_ref()?) as f64)).collect();
+            stats::median(&values)
+        };
+        let live = results.allocators.iter().find_map(|name| figures(name, |idle| idle.live_bytes));
+        let Some(live) = live else { continue };
+        let cells = results.allocators.iter().map(|name| figures(name, |idle| idle.anon_bytes));
+        let cells = cells.map(|figure| figure.map_or("–".into(), bytes));
+        rows.push([case.label(), bytes(live)].into_iter().chain(cells).collect());
+    }
+    rows
+}
+
+/// Seconds and peak memory of whole programs.
+pub fn programs(results: &Results) -> Rows {
+    let mut libraries: Vec<&String> = results
+        .programs
+        .iter()
+        .flat_map(|program| program.by.keys().chain(program.failures.keys()))
+        .collect();
+    libraries.sort();
+    libraries.dedup();
+    let mut rows: Vec<Vec<String>> = vec![vec!["program".to_owned()]];
+    rows[0].extend(libraries.iter().map(|name| (*name).clone()));
+    for program in &results.programs {
+        let cell = |name: &&String| {
+            if program.failures.contains_key(*name) {
+                return "failed".to_owned();
+            }
+            let Some(rounds) = program.by.get(*name) else { return "–".to_owned() };
+            let seconds = stats::median(&rounds.iter().map(|round| round.0).collect::<Vec<_>>());
+            let peak = stats::median(&rounds.iter().map(|round| round.1 as f64).collect::<Vec<_>>());
+            format!("{:.3} s {}", seconds.unwrap_or(0.0), bytes(peak.unwrap_or(0.0)))
+        };
+        rows.push(std::iter::once(program.name.clone()).chain(libraries.iter().map(cell)).collect());
+    }
+    rows
+}
+
+/// For a terminal: the first column to the left, the others to the right.
+pub fn plain(rows: &[Vec<String>]) -> String {
     let columns = rows[0].len();
     let widths: Vec<usize> = (0..columns)
         .map(|column| rows.iter().map(|row| row[column].chars().count()).max().unwrap_or(0))
@@ -85,6 +176,20 @@ pub fn render(results: &Results, metric: Metric) -> String {
             let _ = if column == 0 { write!(out, "{text}{gap}") } else { write!(out, "  {gap}{text}") };
         }
         out.push('\n');
+    }
+    out
+}
+
+/// For the book: a Markdown table.
+pub fn markdown(rows: &[Vec<String>]) -> String {
+    let mut out = String::new();
+    for (at, row) in rows.iter().enumerate() {
+        let cells: Vec<String> =
+            row.iter().map(|cell| cell.replace('|', "\\|").replace('*', "\\*")).collect();
+        let _ = writeln!(out, "| {} |", cells.join(" | "));
+        if at == 0 {
+            let _ = writeln!(out, "|---|{}", "---:|".repeat(row.len() - 1));
+        }
     }
     out
 }
@@ -110,7 +215,7 @@ mod tests {
             cases: vec![case],
             ..Results::default()
         };
-        let text = render(&results, Metric::Time);
+        let text = plain(&of_metric(&results, Metric::Time));
         let row = text.lines().nth(1).expect("one case");
         assert!(row.starts_with("pair-64"), "{row}");
         assert!(
@@ -118,6 +223,12 @@ mod tests {
             "{row}"
         );
         assert!(row.trim_end().ends_with("0.50 (0.50–0.50)"), "{row}");
+    }
+
+    #[test]
+    fn markdown_has_a_rule_under_its_head_and_no_stray_marks() {
+        let rows = vec![vec!["a".to_owned(), "b".to_owned()], vec!["x|y".to_owned(), "1*".to_owned()]];
+        assert_eq!(markdown(&rows), "| a | b |\n|---|---:|\n| x\\|y | 1\\* |\n");
     }
 
     #[test]

@@ -9,8 +9,7 @@ use std::fmt::Write;
 use plot::{Axis, Bar, Curve, bars, colour, curves, escape};
 
 use crate::catalogue;
-use crate::goals::{GOALS, Verdict, judge};
-use crate::peers::OURS;
+use crate::goals;
 use crate::results::{Case, Metric, Results, Runs};
 use crate::{stats, table};
 
@@ -23,7 +22,7 @@ pub fn html(results: &Results) -> String {
     out.push_str(include_str!("page.css"));
     out.push_str("</style><h1>Allocators compared</h1>");
     head(&mut out, results);
-    goals(&mut out, results);
+    verdicts(&mut out, results);
     overview(&mut out, results);
     metric_bars(&mut out, results, Metric::Time);
     metric_bars(&mut out, results, Metric::Peak);
@@ -81,8 +80,8 @@ fn head(out: &mut String, results: &Results) {
     }
 }
 
-fn goals(out: &mut String, results: &Results) {
-    if !results.allocators.iter().any(|name| name == OURS) {
+fn verdicts(out: &mut String, results: &Results) {
+    if !goals::can_judge(results) {
         return;
     }
     section(
@@ -91,19 +90,12 @@ fn goals(out: &mut String, results: &Results) {
         "Ratios of Terrane to its rivals in this run; a goal holds when its ratio is at most the limit.",
     );
     out.push_str("<table><thead><tr><th>goal<th>limit<th>ratio<th><th></thead>");
-    for goal in GOALS {
-        let verdict = judge(results, goal);
-        let ratio = match &verdict {
-            Verdict::Met(figure) | Verdict::Missed(figure) => format!("{:.2}", figure.ratio),
-            Verdict::Unknown(_) => "–".into(),
-        };
+    for row in goals::rows(results).iter().skip(1) {
+        let [what, limit, ratio, word, detail] = row.as_slice() else { continue };
+        let (what, detail) = (escape(what), escape(detail));
         let _ = write!(
             out,
-            "<tr><td class=words>{}<td>{:.2}<td>{ratio}<td class={word}>{word}<td class='words soft'>{}",
-            escape(goal.what),
-            goal.limit,
-            escape(&verdict.detail(goal)),
-            word = verdict.word(),
+            "<tr><td class=words>{what}<td>{limit}<td>{ratio}<td class={word}>{word}<td class='words soft'>{detail}"
         );
     }
     out.push_str("</table>");
@@ -385,6 +377,7 @@ fn full_table(out: &mut String, results: &Results) {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::peers::OURS;
     use crate::record::Record;
 
     fn sample() -> Results {
