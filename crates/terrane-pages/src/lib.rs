@@ -6,12 +6,15 @@
 extern crate std;
 
 pub mod huge;
+mod lock;
 pub mod mmap;
 pub mod numa;
 mod page;
+pub mod sbrk;
 mod sys;
 
 pub use huge::HugePages;
 pub use mmap::{Commit, Mmap};
 pub use page::{huge_page_size, page_size};
+pub use sbrk::Sbrk;
 pub use sys::TransparentHugePages;

@@ -6,6 +6,7 @@ use super::TransparentHugePages;
 use super::unix::{advise, quiet, quiet_int, read_file, refusal, unmap};
 use core::ffi::CStr;
 use core::ptr::NonNull;
+use core::sync::atomic::AtomicU32;
 use terrane_core::SourceError;
 
 /// Since Linux 5.18: `MADV_DONTNEED` that also works on locked pages.
@@ -235,4 +236,43 @@ pub(crate) fn current_node() -> Option<u32> {
     quiet_int(|| unsafe { libc::syscall(libc::SYS_getcpu, &raw mut cpu, &raw mut node, null) as i32 })
         .ok()?;
     Some(node)
+}
+
+/// Sleeps while `word` holds `value`. May return early.
+pub(crate) fn sleep_while(word: &AtomicU32, value: u32) {
+    let forever = core::ptr::null::<libc::timespec>();
+    let flags = libc::FUTEX_WAIT | libc::FUTEX_PRIVATE_FLAG;
+    // SAFETY: the word outlives the call.
+    let _ =
+        quiet_int(|| unsafe { libc::syscall(libc::SYS_futex, word.as_ptr(), flags, value, forever) as i32 });
+}
+
+/// Wakes one thread that sleeps on `word`.
+pub(crate) fn wake_one(word: &AtomicU32) {
+    let flags = libc::FUTEX_WAKE | libc::FUTEX_PRIVATE_FLAG;
+    // SAFETY: the word is only a key to the kernel.
+    let _ = quiet_int(|| unsafe { libc::syscall(libc::SYS_futex, word.as_ptr(), flags, 1) as i32 });
+}
+
+/// The program break.
+pub(crate) fn break_now() -> Result<usize, SourceError> {
+    break_call(0)
+}
+
+/// Moves the program break by `delta` bytes and answers where it was.
+///
+/// # Safety
+/// For a negative `delta`: the memory above the new break is the caller's, and nothing uses it.
+pub(crate) unsafe fn break_move(delta: isize) -> Result<usize, SourceError> {
+    break_call(delta)
+}
+
+fn break_call(delta: isize) -> Result<usize, SourceError> {
+    quiet(
+        // SAFETY: the caller of `break_move` answers for what lies above the new break; 0 moves nothing.
+        || unsafe { libc::sbrk(delta) },
+        |old| old.addr() == usize::MAX,
+    )
+    .map(|old| old.expose_provenance())
+    .map_err(|code| refusal(code, delta.unsigned_abs()))
 }

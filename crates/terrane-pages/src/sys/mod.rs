@@ -17,6 +17,8 @@
 //! | `populate`, `advise_huge`, `bind` | hints |
 //! | `charges_reservations` | whether accessible reservations are charged before they are touched |
 //! | `transparent_huge_pages` | what the system does on its own |
+//! | `sleep_while`, `wake_one` | waiting for a word to change |
+//! | `break_now`, `break_move` | the program break (on WebAssembly: the end of linear memory) |
 //! | `current_cpu`, `current_node` | where the calling thread runs |
 
 #[cfg(any(target_os = "linux", target_os = "android"))]
