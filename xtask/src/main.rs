@@ -5,12 +5,14 @@
 //!   classes  the table of size classes                       loom     the models of the lock-free protocols
 //!   bench    Terrane beside other allocators                 fuzz     operation sequences beside a reference model
 //!   fit      placement engines compared                      gpu      device pools measured
+//!   ci       `.ci/run` in a fresh clone
 //! ```
 //!
 //! One file per command. Commands only start other programs (mostly `cargo`), so this crate depends on no other crate
 //! of the workspace and still works when one of them does not build.
 
 mod bench;
+mod ci;
 mod classes;
 mod fit;
 mod fuzz;
@@ -38,6 +40,8 @@ enum Command {
     Run(run::Args),
     /// Run every check and end with a summary line
     Test(test::Args),
+    /// Do what continuous integration does: `.ci/run` in a fresh clone
+    Ci(ci::Args),
     /// Print the table of size classes
     Classes(classes::Args),
     /// Run the loom models and their planted faults
@@ -57,6 +61,7 @@ fn main() -> ExitCode {
     let result = match Cli::parse().command {
         Command::Run(args) => run::main(&args),
         Command::Test(args) => test::main(&args),
+        Command::Ci(args) => ci::main(&args),
         Command::Classes(args) => classes::main(&args),
         Command::Loom(args) => loom::main(&args),
         Command::Bench(args) => bench::main(&args),
