@@ -19,6 +19,12 @@ use terrane_slab::PrivateHeap;
 /// The heap, seen as the model wants it.
 struct Subject<'a>(PrivateHeap<&'a Strict>);
 
+/// The source does not say that its pages read as zero, and moves pages by copying: a block of many gigabytes that is
+/// zeroed or grown would be touched whole. Sizes that no source has room for stay as they are.
+fn touchable(size: usize) -> usize {
+    if size < 1 << 46 { size % (1 << 28) } else { size }
+}
+
 fn pointer(block: Option<NonNull<u8>>) -> *mut u8 {
     block.map_or(std::ptr::null_mut(), NonNull::as_ptr)
 }
@@ -51,7 +57,13 @@ fuzz_target!(|data: &[u8]| {
     while !bytes.is_empty() {
         let operation = bytes.byte();
         match operation % 10 {
-            0..=2 => model.allocate(bytes.layout(), operation >= 128, operation),
+            0 | 1 => model.allocate(bytes.layout(), false, operation),
+            2 => {
+                let layout = bytes.layout();
+                let layout = Layout::from_size_align(touchable(layout.size()), layout.align())
+                    .expect("no larger than before");
+                model.allocate(layout, true, operation);
+            }
             3 => {
                 // Many of one size: full slabs, then empty ones.
                 let layout = bytes.layout();
@@ -62,7 +74,7 @@ fuzz_target!(|data: &[u8]| {
             4 | 5 if !model.is_empty() => model.free(bytes.below(model.len())),
             6 if !model.is_empty() => {
                 let index = bytes.below(model.len());
-                model.resize(index, bytes.size());
+                model.resize(index, touchable(bytes.size()));
             }
             7 => {
                 for _ in 0..bytes.byte() {

@@ -7,7 +7,7 @@ use std::alloc::{GlobalAlloc, Layout};
 use std::collections::BTreeMap;
 
 /// Blocks above this many bytes are written at both ends only: touching them whole would take the machine's memory.
-const WHOLE: usize = 1 << 20;
+const WHOLE: usize = 1 << 16;
 /// Bytes written at each end of a larger block.
 const ENDS: usize = 256;
 /// Live bytes above which blocks are given back before more are made.

@@ -10,7 +10,7 @@ use std::process::{Command, Stdio};
 /// Arguments of `cargo xtask ci`.
 #[derive(clap::Args)]
 pub struct Args {
-    /// Leave the clone, with all that was built in it, for a look
+    /// Leave the clone, with all that was built in it, for a look; it stays anyway when something fails
     #[arg(long)]
     keep: bool,
 }
@@ -37,7 +37,7 @@ pub fn main(args: &Args) -> Outcome {
         run.env_remove(name);
     }
     let status = run.status().map_err(|cause| Error::io("cannot start bash", cause))?;
-    if !args.keep {
+    if !args.keep && status.success() {
         fs::remove_dir_all(&clone)
             .map_err(|cause| Error::io(format_args!("cannot clear {}", clone.display()), cause))?;
     }
