@@ -181,6 +181,7 @@ pub const WORKLOADS: &[Workload] = &[
     },
     Workload {
         name: "mstress",
+        op: "allocate, free or exchange",
         about: "After the stress test that mimalloc's authors describe (Leijen and others, TR-2019-18): threads \
                 allocate objects of skewed sizes (few are large), keep some, free others, and exchange random \
                 ones with a shared table, so that objects migrate and die on other threads; threads restart \

@@ -63,9 +63,10 @@ mod tests {
     #[test]
     fn touched_memory_is_seen_as_anonymous_and_at_its_peak() {
         let (before, (faults, _)) = (resident(), faults_and_switches());
-        let block = std::hint::black_box(vec![1u8; 16 << 20]);
+        // Far more than other tests of this process take or give back in the meantime.
+        let block = std::hint::black_box(vec![1u8; 256 << 20]);
         let during = resident();
-        assert!(during.anon >= before.anon + (15 << 20), "{before:?} then {during:?}");
+        assert!(during.anon >= before.anon + (128 << 20), "{before:?} then {during:?}");
         assert!(faults_and_switches().0 > faults, "touching fresh pages faults");
         drop(block);
         assert!(peak() >= during.rss - (4 << 20), "peak {} against {during:?}", peak());

@@ -243,7 +243,6 @@ pub fn mstress<P: Probe>(plan: Plan) -> Measured {
                 scope.spawn(move || {
                     let (mut rng, mut probe) = (Rng::new((round * 64 + index) as u64), P::fresh());
                     let (mut live, mut kept) = (Vec::with_capacity(LIVE), Vec::new());
-                    let mut allocated = 0;
                     gate.start();
                     for i in 0..steps {
                         let draw = rng.below(100);
@@ -252,14 +251,14 @@ pub fn mstress<P: Probe>(plan: Plan) -> Measured {
                             live.extend(exchange(rng.below(TABLE), given));
                         } else if draw < 55 && live.len() < LIVE {
                             let block = Block::new(&mut probe, size(&mut rng), i as u32);
-                            allocated += 1;
                             if rng.below(20) == 0 { kept.push(block) } else { live.push(block) }
                         } else if !live.is_empty() {
                             live.swap_remove(rng.below(live.len())).free(&mut probe);
                         }
                     }
                     live.into_iter().chain(kept).for_each(|block| block.free(&mut probe));
-                    gate.end(allocated);
+                    // Steps, not allocations: which of them find a block to free depends on the other threads.
+                    gate.end(steps as u64);
                     gate.collect(probe);
                 });
             }
