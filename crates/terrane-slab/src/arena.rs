@@ -76,12 +76,14 @@ pub struct Arena {
 
 impl Arena {
     #[cfg(not(loom))]
-    pub(crate) const EMPTY: Self = Self {
-        base: AtomicPtr::new(ptr::null_mut()),
-        segments: AtomicUsize::new(0),
-        node: AtomicU32::new(0),
-        cookie: AtomicU64::new(0),
-    };
+    pub(crate) const fn empty() -> Self {
+        Self {
+            base: AtomicPtr::new(ptr::null_mut()),
+            segments: AtomicUsize::new(0),
+            node: AtomicU32::new(0),
+            cookie: AtomicU64::new(0),
+        }
+    }
 
     /// Reserves the address space of an arena of `segments` segments.
     ///

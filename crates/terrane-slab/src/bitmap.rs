@@ -13,7 +13,7 @@ use terrane_core::sync::atomic::{AtomicU64, Ordering};
 /// The bits of word `word` that belong to the run of `len` bits at `start`.
 const fn mask(word: usize, start: usize, len: usize) -> u64 {
     let (low, high) = (word * 64, word * 64 + 64);
-    let from = if start > low { start - low } else { 0 };
+    let from = start.saturating_sub(low);
     let end = if start + len < high { start + len - low } else { 64 };
     let ones = u64::MAX >> (64 - (end - from));
     ones << from

@@ -24,8 +24,9 @@ use crate::slab::Misuse;
 use crate::stats::DomainCounters;
 use core::marker::PhantomData;
 use core::ptr::{self, NonNull};
+use core::sync::atomic::{AtomicBool, AtomicU32, AtomicUsize, Ordering::Relaxed};
 use terrane_core::sync::atomic::{AtomicU64, Ordering};
-use terrane_core::{Event, Observer, PageSource, SourceError};
+use terrane_core::{Decommit, Event, Observer, PageSource, SourceError};
 
 /// Shelves of one class: heaps are spread over them so that they seldom meet.
 pub const SHARDS: usize = 8;
@@ -73,6 +74,30 @@ impl Default for Policy {
     }
 }
 
+/// The parts of a policy that may change while the domain is in use.
+#[derive(Debug)]
+struct Settings {
+    delay_ms: AtomicU64,
+    lazy: AtomicBool,
+    huge_cache_bytes: AtomicUsize,
+    large_cache_bytes: AtomicUsize,
+    huge_pages: AtomicBool,
+    nodes: AtomicU32,
+}
+
+impl Settings {
+    const fn new(policy: &Policy) -> Self {
+        Self {
+            delay_ms: AtomicU64::new(policy.purge.delay_ms),
+            lazy: AtomicBool::new(matches!(policy.purge.how, Decommit::Lazy)),
+            huge_cache_bytes: AtomicUsize::new(policy.purge.huge_cache_bytes),
+            large_cache_bytes: AtomicUsize::new(policy.purge.large_cache_bytes),
+            huge_pages: AtomicBool::new(policy.huge_pages),
+            nodes: AtomicU32::new(policy.nodes),
+        }
+    }
+}
+
 /// Slices that a heap has taken from a segment.
 #[derive(Debug)]
 pub struct Run {
@@ -91,7 +116,8 @@ pub struct Run {
 pub struct Domain<S, K, O = ()> {
     pub(crate) source: S,
     pub(crate) observer: O,
-    pub(crate) policy: Policy,
+    policy: Policy,
+    settings: Settings,
     pub(crate) arenas: [Arena; MAX_ARENAS],
     /// Slots of `arenas` that were claimed; those whose base is set are filled in.
     arenas_claimed: AtomicU64,
@@ -117,7 +143,8 @@ impl<S, K, O> Domain<S, K, O> {
             source,
             observer,
             policy,
-            arenas: [const { Arena::EMPTY }; MAX_ARENAS],
+            settings: Settings::new(&policy),
+            arenas: [const { Arena::empty() }; MAX_ARENAS],
             arenas_claimed: AtomicU64::new(0),
             shelves: [const { [const { Shelf::new() }; CLASSES] }; SHARDS],
             huge_cache: HugeCache::new(),
@@ -137,9 +164,68 @@ impl<S, K, O> Domain<S, K, O> {
         &self.observer
     }
 
-    /// The policy that the domain was made with.
-    pub const fn policy(&self) -> &Policy {
-        &self.policy
+    /// The policy in force.
+    pub fn policy(&self) -> Policy {
+        Policy {
+            purge: self.purge_policy(),
+            huge_pages: self.huge_pages(),
+            nodes: self.nodes(),
+            ..self.policy
+        }
+    }
+
+    /// Changes how memory is given back, from now on.
+    pub fn set_purge(&self, purge: PurgePolicy) {
+        self.settings.delay_ms.store(purge.delay_ms, Relaxed);
+        self.settings.lazy.store(purge.how == Decommit::Lazy, Relaxed);
+        self.settings.huge_cache_bytes.store(purge.huge_cache_bytes, Relaxed);
+        self.settings.large_cache_bytes.store(purge.large_cache_bytes, Relaxed);
+    }
+
+    /// Switches huge pages behind blocks that grow large on or off, from now on.
+    pub fn set_huge_pages(&self, on: bool) {
+        self.settings.huge_pages.store(on, Relaxed);
+    }
+
+    /// Says how many NUMA nodes are to be kept apart, from now on. Heaps that exist already keep to the shelves that they
+    /// have.
+    pub fn set_nodes(&self, nodes: u32) {
+        self.settings.nodes.store(nodes, Relaxed);
+    }
+
+    pub(crate) fn purge_policy(&self) -> PurgePolicy {
+        PurgePolicy {
+            delay_ms: self.purge_delay(),
+            how: if self.settings.lazy.load(Relaxed) { Decommit::Lazy } else { Decommit::Now },
+            huge_cache_bytes: self.settings.huge_cache_bytes.load(Relaxed),
+            large_cache_bytes: self.large_cache_bytes(),
+        }
+    }
+
+    pub(crate) fn purge_delay(&self) -> u64 {
+        self.settings.delay_ms.load(Relaxed)
+    }
+
+    pub(crate) fn large_cache_bytes(&self) -> usize {
+        self.settings.large_cache_bytes.load(Relaxed)
+    }
+
+    pub(crate) fn huge_pages(&self) -> bool {
+        self.settings.huge_pages.load(Relaxed)
+    }
+
+    pub(crate) fn nodes(&self) -> u32 {
+        self.settings.nodes.load(Relaxed)
+    }
+
+    /// Now, in the milliseconds of the policy's clock.
+    pub(crate) fn now(&self) -> u64 {
+        (self.policy.clock)()
+    }
+
+    /// Reports misuse of the memory at `address`; does not return.
+    pub fn misuse(&self, what: Misuse, address: usize) -> ! {
+        (self.policy.on_misuse)(what, address)
     }
 }
 
@@ -151,10 +237,19 @@ impl<S: PageSource, K: Sharing, O: Observer> Domain<S, K, O> {
         }
     }
 
+    /// Aborts, in the policy's way, if `segment` is not one of this domain.
+    #[inline]
+    pub(crate) fn check_owns(&self, segment: *const Segment, block: *mut u8) {
+        // SAFETY: callers found the segment through the map, or through a live block.
+        if !ptr::eq(unsafe { (*segment).domain }, ptr::from_ref(self).cast()) {
+            self.misuse(Misuse::OtherHeap, block.addr());
+        }
+    }
+
     /// A name for a new heap of this domain; `None` when 2²⁴ − 2 heaps were made.
     pub fn name_heap(&self) -> Option<crate::slab::HeapId> {
         let name = K::fetch_add(&self.next_heap, 1, Ordering::Relaxed) + 1;
-        (name <= crate::slab::MAX_HEAP_ID as u64).then_some(name as u32)
+        (name < crate::slab::MAX_HEAP_ID as u64).then_some(name as u32)
     }
 
     /// Arenas that are filled in, those of `node` first.
@@ -191,7 +286,7 @@ impl<S: PageSource, K: Sharing, O: Observer> Domain<S, K, O> {
             return Ok(run);
         }
         for (_, arena) in self.arenas_near(node) {
-            if arena.node() != node && self.policy.nodes > 1 {
+            if arena.node() != node && self.nodes() > 1 {
                 // Memory of another node is taken only when this node's arenas cannot grow: see below.
                 break;
             }
@@ -294,13 +389,13 @@ impl<S: PageSource, K: Sharing, O: Observer> Domain<S, K, O> {
         // SAFETY: a run lies in a live segment.
         let segment = unsafe { &*run.segment };
         self.counters.slices_in_use.sub_shared::<K>((run.len * SLICE_BYTES) as u64);
-        purge::schedule::<K>(&self.policy.purge, segment, (self.policy.clock)());
+        purge::schedule(self.purge_delay(), segment, self.now());
         bitmap::release::<K>(&segment.free, run.index, run.len);
         let arena = &self.arenas[segment.arena as usize];
         if !bitmap::all_set(arena.open(), segment.index as usize, 1) {
             bitmap::set::<K>(arena.open(), segment.index as usize, 1);
         }
-        if self.policy.purge.delay_ms == 0 {
+        if self.purge_delay() == 0 {
             self.purge_segment(segment, 0, true);
         }
     }
@@ -358,7 +453,7 @@ impl<S: PageSource, K: Sharing, O: Observer> Domain<S, K, O> {
             let number = arena.base().addr() / SEGMENT_BYTES;
             bitmap::claim::<K>(arena.free(), len, align, (number + skip) % align)
         };
-        let strict = self.policy.nodes > 1;
+        let strict = self.nodes() > 1;
         for (at, arena) in self.arenas_near(node) {
             if strict && arena.node() != node {
                 break;
@@ -409,7 +504,7 @@ impl<S: PageSource, K: Sharing, O: Observer> Domain<S, K, O> {
             let _ = unsafe { self.source.release(extent) };
             return Err(full);
         }
-        if self.policy.nodes > 1 {
+        if self.nodes() > 1 {
             let start = NonNull::new(extent.as_ptr()).expect("an extent has an address");
             // SAFETY: the extent was just reserved. Binding is a preference: without it memory is only less near.
             let _ = unsafe { self.source.bind(start, segments * SEGMENT_BYTES, node) };
@@ -426,8 +521,25 @@ impl<S: PageSource, K: Sharing, O: Observer> Domain<S, K, O> {
         Ok(at)
     }
 
+    /// Memory for good, for records that must outlive every heap: at least `bytes` zeroed bytes at a multiple of the slice
+    /// length, never given back before the domain is destroyed.
+    ///
+    /// # Errors
+    /// The source's own.
+    pub fn take_record(&self, bytes: usize) -> Result<NonNull<u8>, SourceError> {
+        let run = self.take_run(bytes.div_ceil(SLICE_BYTES), 1, 0, ptr::null())?;
+        // SAFETY: a run lies in a live segment, and is ours.
+        unsafe {
+            let start = (*run.segment).slice(run.index);
+            if !run.zero {
+                start.write_bytes(0, bytes);
+            }
+            Ok(NonNull::new(start).expect("a slice has an address"))
+        }
+    }
+
     fn purge_segment(&self, segment: &Segment, now: u64, all: bool) -> usize {
-        let bytes = purge::pass::<S, K>(&self.source, &self.policy.purge, segment, now, all);
+        let bytes = purge::pass::<S, K>(&self.source, &self.purge_policy(), segment, now, all);
         if bytes > 0 {
             self.counters.purged.add_shared::<K>(bytes as u64);
             self.counters.purges.add_shared::<K>(1);

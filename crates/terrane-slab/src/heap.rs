@@ -110,7 +110,7 @@ impl<S: PageSource, K: Sharing, O: Observer> Heap<S, K, O> {
     }
 
     fn misuse(&self, what: Misuse, address: usize) -> ! {
-        (self.domain().policy.on_misuse)(what, address)
+        self.domain().misuse(what, address)
     }
 
     // ---- small blocks ---------------------------------------------------------------------------------------------
@@ -230,7 +230,7 @@ impl<S: PageSource, K: Sharing, O: Observer> Heap<S, K, O> {
     /// The shelf that a heap of this name uses: one of those of its node.
     fn shard_of(&self, node: u32, name: HeapId) -> usize {
         let shards = crate::domain::SHARDS;
-        let nodes = (self.domain().policy.nodes as usize).clamp(1, shards);
+        let nodes = (self.domain().nodes() as usize).clamp(1, shards);
         let per_node = shards / nodes;
         (node as usize % nodes) * per_node + name as usize % per_node
     }
@@ -242,7 +242,7 @@ impl<S: PageSource, K: Sharing, O: Observer> Heap<S, K, O> {
             return false;
         }
         let shards = crate::domain::SHARDS;
-        let nodes = (self.domain().policy.nodes as usize).clamp(1, shards);
+        let nodes = (self.domain().nodes() as usize).clamp(1, shards);
         let per_node = shards / nodes;
         let first = self.shard / per_node * per_node;
         self.random ^= self.random << 13;
@@ -353,6 +353,7 @@ impl<S: PageSource, K: Sharing, O: Observer> Heap<S, K, O> {
             unsafe { lists.push_anyway(block.cast(), class) };
             self.cut_back(lists, class);
         } else {
+            self.domain().check_owns(Segment::containing(block), block);
             // SAFETY: the entry names the first slice of the block's slab.
             unsafe {
                 let slab = (*Segment::containing(block)).slab(entry.head());
@@ -465,10 +466,10 @@ impl<S: PageSource, K: Sharing, O: Observer> Heap<S, K, O> {
     /// # Safety
     /// The block is the slab's and the caller's.
     unsafe fn send_batched(&mut self, slab: *const Slab, block: *mut Block, class: usize) {
+        let block_bytes = size_class::class(class).block_bytes;
         // SAFETY: the same promise.
-        if let Some((slab, chain)) =
-            unsafe { self.batches.add(slab, block, size_class::class(class).block_bytes) }
-        {
+        let due = unsafe { self.batches.add(slab, block, block_bytes) };
+        if let Some((slab, chain)) = due {
             // SAFETY: the blocks of a batch are its slab's and ours.
             unsafe { self.send(slab, chain, true) };
         }
@@ -593,6 +594,7 @@ impl<S: PageSource, K: Sharing, O: Observer> Heap<S, K, O> {
     #[inline]
     pub unsafe fn free_large(&mut self, lists: &Lists, block: *mut u8) {
         let segment = header_of(block);
+        self.domain().check_owns(segment, block);
         // SAFETY: the segment is one of this domain.
         unsafe {
             if (*segment).kind() == Kind::Huge {
@@ -733,7 +735,7 @@ impl<S: PageSource, K: Sharing, O: Observer> Heap<S, K, O> {
         self.calls += 1;
         if self.calls >= CALLS_PER_LOOK {
             self.calls = 0;
-            let now = (self.domain().policy.clock)();
+            let now = self.domain().now();
             if now >= self.tick_at {
                 self.tick(lists, now);
             }
@@ -744,7 +746,7 @@ impl<S: PageSource, K: Sharing, O: Observer> Heap<S, K, O> {
     /// most once per purge delay; may be called at any time.
     #[cold]
     pub fn tick(&mut self, lists: &Lists, now: u64) {
-        let delay = self.domain().policy.purge.delay_ms;
+        let delay = self.domain().purge_delay();
         self.tick_at = now.saturating_add(delay.max(1));
         self.send_all(true);
         for class in 0..CLASSES {
@@ -802,7 +804,7 @@ impl<S: PageSource, K: Sharing, O: Observer> Heap<S, K, O> {
         // SAFETY: a heap never outlives its domain.
         let domain = unsafe { &*self.domain };
         self.large.decay(true, |block| domain.give_run(large::run_of(block)));
-        domain.purge((domain.policy.clock)(), true);
+        domain.purge(domain.now(), true);
     }
 
     /// Gives up all slabs, so that other heaps can use them: the thread is ending. The heap is as new afterwards, and its

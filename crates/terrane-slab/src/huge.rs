@@ -276,9 +276,9 @@ impl<S: PageSource, K: Sharing, O: Observer> Domain<S, K, O> {
         let bytes = segment.huge_usable();
         self.counters.huge_freed.add_shared::<K>(1);
         self.counters.huge_live.sub_shared::<K>(bytes as u64);
-        let policy = &self.policy.purge;
+        let policy = self.purge_policy();
         let idle = self.counters.huge_committed.get().saturating_sub(self.counters.huge_live.get());
-        let now = (self.policy.clock)();
+        let now = self.now();
         let number = (segment.start().addr() >> SEGMENT_SHIFT) as u64;
         let segments = segment.span_segments.load(Ordering::Relaxed) as u64;
         let keep = policy.delay_ms > 0 && idle <= policy.huge_cache_bytes as u64;
@@ -319,7 +319,7 @@ impl<S: PageSource, K: Sharing, O: Observer> Domain<S, K, O> {
 
     /// Gives cached spans back that have waited for the purge delay, or all of them; bytes given back.
     pub(crate) fn purge_huge(&self, now: u64, all: bool) -> usize {
-        let delay = self.policy.purge.delay_ms;
+        let delay = self.purge_delay();
         if !all && delay == crate::purge::PurgePolicy::NEVER {
             return 0;
         }
@@ -387,7 +387,7 @@ impl<S: PageSource, K: Sharing, O: Observer> Domain<S, K, O> {
     pub(crate) fn advise_dense(&self, block: *mut u8, bytes: usize) {
         let start = block.addr().next_multiple_of(HUGE_PAGE);
         let end = (block.addr() + bytes) & !(HUGE_PAGE - 1);
-        if self.policy.huge_pages && start < end {
+        if self.huge_pages() && start < end {
             let first = NonNull::new(block.map_addr(|_| start)).expect("a block has an address");
             // SAFETY: the range lies in a live block. The advice is a hint: without it pages are only smaller.
             let _ = unsafe { self.source.advise_huge(first, end - start, true) };

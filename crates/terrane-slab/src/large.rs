@@ -192,7 +192,7 @@ pub(crate) unsafe fn free<S: PageSource, K: Sharing, O: Observer>(
     }
     // SAFETY: the exchange made the block ours.
     let slices = unsafe { (*block).local(|local| local.slices as usize) };
-    if !cache.keep(block, slices, domain.policy.purge.large_cache_bytes) {
+    if !cache.keep(block, slices, domain.large_cache_bytes()) {
         domain.give_run(run_of(block));
     }
     Some(slices * SLICE_BYTES)

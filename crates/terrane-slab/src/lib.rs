@@ -46,7 +46,7 @@ pub mod heap;
 pub mod huge;
 mod large;
 pub mod lists;
-mod private;
+pub mod private;
 pub mod purge;
 mod queue;
 mod remote;

@@ -164,6 +164,11 @@ impl Lists {
         count
     }
 
+    /// Frees that the list of `class` takes before its length is looked at.
+    pub fn room_left(&self, class: usize) -> u64 {
+        self.room[class].get().max(0) as u64
+    }
+
     /// Whether the list of `class` is empty.
     pub fn is_empty(&self, class: usize) -> bool {
         self.heads[class].get().is_null()

@@ -9,9 +9,23 @@ use crate::heap::Heap;
 use crate::lists::Lists;
 use crate::sharing::Local;
 use crate::size_class::{self, MAX_SMALL};
-use core::cell::UnsafeCell;
+use crate::slab::MAX_HEAP_ID;
+use core::cell::{Cell, UnsafeCell};
 use core::ptr::NonNull;
 use terrane_core::{Extent, Observer, PageSource, SourceError};
+
+/// First class above 128 bytes.
+const FIRST_PAIRED: usize = 12;
+
+/// How many size classes a heap uses.
+#[derive(Clone, Copy, PartialEq, Eq, Debug, Default)]
+pub enum Classes {
+    /// All: at most one part in nine of a block is lost to rounding.
+    #[default]
+    Fine,
+    /// Every second one above 128 bytes: fewer slabs that are filled in part, up to one part in five lost to rounding.
+    Coarse,
+}
 
 /// A single-threaded heap over a page source of its own: see the [module](self) and the crate's example.
 ///
@@ -26,6 +40,8 @@ struct State<S: PageSource, O: Observer> {
     domain: Domain<S, Local, O>,
     heap: UnsafeCell<Heap<S, Local, O>>,
     lists: Lists,
+    /// Or-ed to the number of a class above 128 bytes.
+    coarse: Cell<usize>,
     pages: Option<Extent>,
 }
 
@@ -54,14 +70,26 @@ impl<S: PageSource, O: Observer> PrivateHeap<S, O> {
             let domain = Domain::new(source, policy, observer);
             state.write(State {
                 domain,
-                heap: UnsafeCell::new(Heap::new(&raw const (*state.as_ptr()).domain, 1, 0)),
+                heap: UnsafeCell::new(Heap::new(&raw const (*state.as_ptr()).domain, MAX_HEAP_ID, 0)),
                 lists: Lists::new(),
+                coarse: Cell::new(0),
                 pages: Some(pages),
             });
             let state = state.as_ref();
             (*state.heap.get()).attach(&state.lists, 0);
         }
         Ok(Self { state })
+    }
+
+    /// Chooses which classes the heap uses. Call it before the first allocation.
+    ///
+    /// # Panics
+    /// If the heap has handed out memory already.
+    #[must_use]
+    pub fn with_classes(self, classes: Classes) -> Self {
+        assert_eq!(self.domain().counters.arenas.get(), 0, "classes are chosen before the first allocation");
+        self.state().coarse.set((classes == Classes::Coarse) as usize);
+        self
     }
 
     fn state(&self) -> &State<S, O> {
@@ -80,9 +108,14 @@ impl<S: PageSource, O: Observer> PrivateHeap<S, O> {
 
     /// The class that serves `bytes` at `align`, if it is a small request.
     #[inline(always)]
-    fn class_for(bytes: usize, align: usize) -> Option<usize> {
+    fn class_for(&self, bytes: usize, align: usize) -> Option<usize> {
         let rounded = bytes.max(1).checked_next_multiple_of(align)?;
-        (rounded <= MAX_SMALL && align <= MAX_SMALL).then(|| size_class::class_of_dynamic(rounded))
+        if rounded > MAX_SMALL || align > MAX_SMALL {
+            return None;
+        }
+        let class = size_class::class_of_dynamic(rounded);
+        // The upper class of each pair is the odd one, and a multiple of the step of half as many classes.
+        Some(if class < FIRST_PAIRED { class } else { class | self.state().coarse.get() })
     }
 
     /// A block of `bytes` at a multiple of `align`, a power of two; `None` when memory is out.
@@ -94,7 +127,7 @@ impl<S: PageSource, O: Observer> PrivateHeap<S, O> {
     /// The same, and whether the block reads as zero beyond its first word.
     fn alloc_zero(&self, bytes: usize, align: usize) -> Option<(NonNull<u8>, bool)> {
         let state = self.state();
-        let (block, zero) = match Self::class_for(bytes, align) {
+        let (block, zero) = match self.class_for(bytes, align) {
             Some(class) => {
                 // SAFETY: the class is a class.
                 let block = unsafe { state.lists.pop(class) };
@@ -127,7 +160,7 @@ impl<S: PageSource, O: Observer> PrivateHeap<S, O> {
         let lists = &self.state().lists;
         // SAFETY: the caller's promise.
         unsafe {
-            match Self::class_for(bytes, align) {
+            match self.class_for(bytes, align) {
                 Some(class) => {
                     if !lists.push(block.as_ptr(), class, crate::segment::home(block.as_ptr())) {
                         self.heap().free_miss(lists, block.as_ptr(), class);
@@ -150,7 +183,7 @@ impl<S: PageSource, O: Observer> PrivateHeap<S, O> {
         align: usize,
         new_bytes: usize,
     ) -> Option<NonNull<u8>> {
-        let (old, new) = (Self::class_for(bytes, align), Self::class_for(new_bytes, align));
+        let (old, new) = (self.class_for(bytes, align), self.class_for(new_bytes, align));
         // SAFETY: the caller's promise.
         unsafe {
             match (old, new) {

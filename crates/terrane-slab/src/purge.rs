@@ -110,16 +110,16 @@ pub(crate) fn pass<S: PageSource, K: Sharing>(
         }
     }
     if left {
-        schedule::<K>(policy, segment, now);
+        schedule(policy.delay_ms, segment, now);
     }
     purged
 }
 
 /// Notes that `segment` has free slices that hold memory.
 #[inline]
-pub(crate) fn schedule<K: Sharing>(policy: &PurgePolicy, segment: &Segment, now: u64) {
+pub(crate) fn schedule(delay_ms: u64, segment: &Segment, now: u64) {
     if segment.purge_at.load(Ordering::Relaxed) == 0 {
         // Two threads may both store here; either time will do. 0 means "nothing to do", so time 0 is 1.
-        segment.purge_at.store(now.saturating_add(policy.delay_ms).max(1), Ordering::Relaxed);
+        segment.purge_at.store(now.saturating_add(delay_ms).max(1), Ordering::Relaxed);
     }
 }

@@ -299,6 +299,13 @@ impl Segment {
         }
     }
 
+    /// Whether the segment is the first of a span that holds a live huge block at `block`.
+    pub fn is_live_huge(&self, block: *mut u8) -> bool {
+        self.kind() == Kind::Huge
+            && self.huge_live.load(Ordering::Relaxed) == 1
+            && self.huge_start.load(Ordering::Relaxed) == block.addr()
+    }
+
     /// Slices that are free.
     pub fn free_slices(&self) -> usize {
         self.free.iter().map(|w| w.load(Ordering::Relaxed).count_ones() as usize).sum()

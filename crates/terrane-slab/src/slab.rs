@@ -39,7 +39,7 @@ pub type HeapId = u32;
 
 /// Owner field of a slab that nobody owns and anybody may claim.
 pub const PARKED: HeapId = (1 << 24) - 1;
-/// Largest heap name.
+/// Largest heap name. It is that of all private heaps, so that their blocks are at home in no thread's lists.
 pub const MAX_HEAP_ID: HeapId = PARKED - 1;
 
 const HEAD_MASK: u64 = (1 << 20) - 1;
@@ -177,6 +177,8 @@ pub enum Misuse {
     SizeMismatch,
     /// The address is not the start of a block.
     NotABlock,
+    /// The block belongs to another heap than the one that it was given to.
+    OtherHeap,
 }
 
 impl Misuse {
@@ -186,6 +188,7 @@ impl Misuse {
             Self::DoubleFree => "free of a block that is free already",
             Self::Corrupted => "a freed block was written to",
             Self::SizeMismatch => "free with a size of another class than the block was allocated with",
+            Self::OtherHeap => "free of a block of another heap",
             Self::NotABlock => "free of an address that is not the start of a block",
         }
     }

@@ -108,29 +108,28 @@ pub struct HeapCounters {
 impl HeapCounters {
     /// All zero.
     pub const fn new() -> Self {
-        const ZERO: Counter = Counter::new();
         Self {
             classes: [const {
                 ClassCounters {
-                    taken: ZERO,
-                    returned: ZERO,
-                    listed: ZERO,
-                    slabs_made: ZERO,
-                    slabs_retired: ZERO,
+                    taken: Counter::new(),
+                    returned: Counter::new(),
+                    listed: Counter::new(),
+                    slabs_made: Counter::new(),
+                    slabs_retired: Counter::new(),
                 }
             }; CLASSES],
-            refills: ZERO,
-            flushes: ZERO,
-            remote_frees: ZERO,
-            remote_batches: ZERO,
-            steals: ZERO,
-            claims: ZERO,
-            parks: ZERO,
-            large_allocated: ZERO,
-            large_freed: ZERO,
-            large_cached: ZERO,
-            large_bytes_allocated: ZERO,
-            large_bytes_freed: ZERO,
+            refills: Counter::new(),
+            flushes: Counter::new(),
+            remote_frees: Counter::new(),
+            remote_batches: Counter::new(),
+            steals: Counter::new(),
+            claims: Counter::new(),
+            parks: Counter::new(),
+            large_allocated: Counter::new(),
+            large_freed: Counter::new(),
+            large_cached: Counter::new(),
+            large_bytes_allocated: Counter::new(),
+            large_bytes_freed: Counter::new(),
         }
     }
 }
@@ -177,22 +176,21 @@ pub struct DomainCounters {
 impl DomainCounters {
     /// All zero.
     pub const fn new() -> Self {
-        const ZERO: Counter = Counter::new();
         Self {
-            reserved: ZERO,
-            arenas: ZERO,
-            segments: ZERO,
-            slices_in_use: ZERO,
-            peak_in_use: ZERO,
-            huge_live: ZERO,
-            huge_committed: ZERO,
-            huge_allocated: ZERO,
-            huge_freed: ZERO,
-            huge_cached: ZERO,
-            purged: ZERO,
-            purges: ZERO,
-            grown_in_place: ZERO,
-            remapped: ZERO,
+            reserved: Counter::new(),
+            arenas: Counter::new(),
+            segments: Counter::new(),
+            slices_in_use: Counter::new(),
+            peak_in_use: Counter::new(),
+            huge_live: Counter::new(),
+            huge_committed: Counter::new(),
+            huge_allocated: Counter::new(),
+            huge_freed: Counter::new(),
+            huge_cached: Counter::new(),
+            purged: Counter::new(),
+            purges: Counter::new(),
+            grown_in_place: Counter::new(),
+            remapped: Counter::new(),
         }
     }
 }

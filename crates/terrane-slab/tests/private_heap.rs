@@ -53,6 +53,11 @@ fn marks(bytes: usize) -> impl Iterator<Item = usize> {
         .chain(bytes.saturating_sub(64).max(64)..bytes)
 }
 
+fn byte(block: NonNull<u8>, at: usize) -> u8 {
+    // SAFETY: callers name bytes inside live blocks.
+    unsafe { block.add(at).read() }
+}
+
 fn fill(live: &Live) {
     for i in marks(live.bytes) {
         // SAFETY: inside the block.
@@ -62,13 +67,7 @@ fn fill(live: &Live) {
 
 fn check(live: &Live, upto: usize) {
     for i in marks(live.bytes).filter(|&i| i < upto) {
-        // SAFETY: inside the block.
-        assert_eq!(
-            unsafe { live.block.add(i).read() },
-            live.seed ^ (i as u8),
-            "byte {i} of {} bytes",
-            live.bytes
-        );
+        assert_eq!(byte(live.block, i), live.seed ^ (i as u8), "byte {i} of {} bytes", live.bytes);
     }
 }
 
@@ -96,11 +95,7 @@ fn run(ops: &[Op]) {
                     assert!(block.addr().get().is_multiple_of(align));
                     claim(&mut ranges, block, bytes);
                     if zeroed {
-                        // SAFETY: inside the block.
-                        assert!(
-                            marks(bytes).all(|i| unsafe { block.add(i).read() } == 0),
-                            "{bytes} bytes are not zero"
-                        );
+                        assert!(marks(bytes).all(|i| byte(block, i) == 0), "{bytes} bytes are not zero");
                     }
                     let fresh = Live { block, bytes, align, seed: n as u8 };
                     fill(&fresh);
@@ -124,14 +119,8 @@ fn run(ops: &[Op]) {
                     assert!(block.addr().get().is_multiple_of(old.align));
                     claim(&mut ranges, block, bytes);
                     let kept = old.bytes.min(bytes);
-                    let moved = Live { block, bytes: old.bytes.min(bytes), align: old.align, seed: old.seed };
                     for i in marks(old.bytes).filter(|&i| i < kept) {
-                        // SAFETY: inside the block.
-                        assert_eq!(
-                            unsafe { moved.block.add(i).read() },
-                            old.seed ^ (i as u8),
-                            "byte {i} after realloc"
-                        );
+                        assert_eq!(byte(block, i), old.seed ^ (i as u8), "byte {i} after realloc");
                     }
                     let fresh = Live { block, bytes, align: old.align, seed: n as u8 };
                     fill(&fresh);

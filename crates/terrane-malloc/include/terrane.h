@@ -1,0 +1,59 @@
+/* Terrane: a general-purpose memory allocator.
+ *
+ * Link with libterrane.so or libterrane.a, or preload the former: malloc, calloc, realloc, reallocarray, free, free_sized,
+ * free_aligned_sized, memalign, aligned_alloc, posix_memalign, valloc, pvalloc, malloc_usable_size, malloc_trim, mallinfo2,
+ * malloc_info and C++'s operators new and delete are then Terrane's. Below is what the standard headers do not declare.
+ *
+ * Environment variables, read when the library is loaded:
+ *   TERRANE_PURGE_DELAY_MS  milliseconds that free memory is kept for reuse, or "never" (500)
+ *   TERRANE_PURGE           "now" or "lazy": when memory goes back to the system (now)
+ *   TERRANE_HUGE_CACHE_MIB  MiB of freed blocks above 16 MiB that are kept for reuse (256)
+ *   TERRANE_LARGE_CACHE_MIB MiB of freed blocks of 32 KiB to 16 MiB that each thread keeps (16)
+ *   TERRANE_HUGE_PAGES      "on" or "off": huge pages behind blocks that grow large (on)
+ *   TERRANE_NUMA            "on" or "off": memory of each NUMA node kept apart (off)
+ *   TERRANE_REPORT          a path, or "stderr": where the heap report goes at exit (no report)
+ *   TERRANE_REPORT_FORMAT   "text" or "json" (text)
+ */
+#ifndef TERRANE_H
+#define TERRANE_H
+
+#include <stddef.h>
+
+#ifdef __cplusplus
+extern "C" {
+#endif
+
+/* A heap of its own, usable by any thread, destroyed at once with all its blocks. A block of a heap is freed by
+ * terrane_heap_free on that heap, never by free. */
+typedef struct terrane_heap terrane_heap_t;
+
+/* NULL when memory is out. */
+terrane_heap_t *terrane_heap_new(void);
+/* Frees every block of the heap and the heap. NULL is ignored. */
+void terrane_heap_destroy(terrane_heap_t *heap);
+/* Blocks are aligned to 16 bytes; NULL when memory is out. */
+void *terrane_heap_malloc(terrane_heap_t *heap, size_t size);
+void *terrane_heap_calloc(terrane_heap_t *heap, size_t count, size_t size);
+/* A NULL block is a new block. On NULL the block is as before. */
+void *terrane_heap_realloc(terrane_heap_t *heap, void *block, size_t size);
+/* NULL is ignored. */
+void terrane_heap_free(terrane_heap_t *heap, void *block);
+/* Gives the heap's free memory back to the system. */
+void terrane_heap_purge(terrane_heap_t *heap);
+
+/* Gives back what the process has not needed for a while. For idle loops. */
+void terrane_tick(void);
+/* Returns the free blocks that the calling thread holds back to their slabs. */
+void terrane_collect(void);
+/* Gives all free memory back to the system; bytes given back. */
+size_t terrane_purge(void);
+
+/* C23, for C libraries that do not declare them yet. */
+void free_sized(void *block, size_t size);
+void free_aligned_sized(void *block, size_t alignment, size_t size);
+
+#ifdef __cplusplus
+}
+#endif
+
+#endif

@@ -1,0 +1,84 @@
+//! Terrane: a general-purpose memory allocator in pure Rust, and the heaps it is made of.
+//!
+//! ```text
+//!   #[global_allocator] Terrane ──▶ terrane-front: one heap per thread, lists in thread-local storage
+//!   Heap (a builder's)  ───────────▶ terrane-slab: arenas, segments, queues, slabs
+//!   any page source     ───────────▶ terrane-pages: mmap, sbrk, huge pages, NUMA, files
+//! ```
+//!
+//! # Example
+//!
+//! ```
+//! #[global_allocator]
+//! static GLOBAL: terrane::Terrane = terrane::Terrane;
+//!
+//! fn main() {
+//!     let words: Vec<String> = (0..1000).map(|i| format!("word {i}")).collect();
+//!     assert_eq!(words.len(), 1000);
+//!     let stats = terrane::stats();
+//!     assert!(stats.live_bytes() > 1000 * 24);
+//! }
+//! ```
+//!
+//! A heap of one's own, and a vector in it:
+//!
+//! ```
+//! use allocator_api2::vec::Vec;
+//!
+//! let heap = terrane::Heap::builder().build().unwrap();
+//! let mut numbers = Vec::new_in(&heap);
+//! numbers.extend(0..100_000_u64);
+//! assert_eq!(numbers.iter().sum::<u64>(), 4_999_950_000);
+//! ```
+//!
+//! # Features and limits
+//!
+//! * `nightly`: implements the standard library's `Allocator` for [`Terrane`] and [`Heap`] as well; needs a nightly compiler.
+//!
+//! The crate builds with nothing but Rust installed. Blocks are at most 1 TiB long. It runs on Unix systems; x86-64 Linux is
+//! where it is measured and tested.
+
+#![cfg_attr(feature = "nightly", feature(allocator_api))]
+
+mod allocator;
+mod global;
+mod heap;
+
+pub use global::Terrane;
+pub use heap::{Classes, Heap, HeapBuilder};
+pub use terrane_core as core;
+pub use terrane_core::Decommit;
+pub use terrane_front::{ClassSnapshot, Snapshot};
+pub use terrane_pages as pages;
+pub use terrane_slab as slab;
+pub use terrane_slab::{Growth, PurgePolicy};
+
+/// Takes a snapshot of the process's allocator: per tier and per class, sums exact. Allocates nothing.
+pub fn stats() -> Snapshot {
+    terrane_front::snapshot()
+}
+
+/// Returns the free blocks that the calling thread holds back to their slabs, and gives up slabs that are empty.
+pub fn collect() {
+    terrane_front::collect();
+}
+
+/// Gives all free memory that the calling thread can see back to the system; bytes given back.
+pub fn purge() -> usize {
+    terrane_front::purge()
+}
+
+/// Gives back what has not been needed for a while: for the idle loop of a program that waits long.
+pub fn tick() {
+    terrane_front::tick();
+}
+
+/// Changes how the process's allocator gives memory back, from now on.
+pub fn set_purge_policy(policy: PurgePolicy) {
+    terrane_front::process::domain().set_purge(policy);
+}
+
+/// Switches transparent huge pages behind blocks that grow large on or off, from now on. They are on at first.
+pub fn set_huge_pages(on: bool) {
+    terrane_front::process::domain().set_huge_pages(on);
+}
