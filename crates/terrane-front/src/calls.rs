@@ -85,12 +85,15 @@ fn alloc_zeroed_tracked(bytes: usize, align: usize) -> *mut u8 {
             // SAFETY: the class is a class.
             let block = with_lists(|lists| unsafe { lists.pop(class) });
             if block.is_null() {
-                with_heap(|heap, lists| heap.alloc_miss_zero(lists, class)).unwrap_or((ptr::null_mut(), false))
+                with_heap(|heap, lists| heap.alloc_miss_zero(lists, class))
+                    .unwrap_or((ptr::null_mut(), false))
             } else {
                 (block, false)
             }
         }
-        None => with_heap(|heap, lists| heap.alloc_large(lists, bytes, align)).unwrap_or((ptr::null_mut(), false)),
+        None => {
+            with_heap(|heap, lists| heap.alloc_large(lists, bytes, align)).unwrap_or((ptr::null_mut(), false))
+        }
     };
     if !block.is_null() {
         // The first word of a block that was never used may hold a link.
@@ -170,12 +173,16 @@ pub enum BlockKind {
 #[inline]
 pub fn look_up(block: *mut u8) -> Result<BlockKind, Misuse> {
     let address = block.addr();
-    if segment_map::place(address) == Place::Head && address % SEGMENT_BYTES >= segment::HEADER_SLICES * SLICE_BYTES {
+    if segment_map::place(address) == Place::Head
+        && address % SEGMENT_BYTES >= segment::HEADER_SLICES * SLICE_BYTES
+    {
         // SAFETY: the map says that the address lies in a live segment, and it lies behind the header.
         let entry = unsafe { segment::entry(block) };
         match entry.class() {
             Some(class) => return Ok(BlockKind::Small(class)),
-            None if entry.tag() == Entry::LARGE && address.is_multiple_of(SLICE_BYTES) => return Ok(BlockKind::Large),
+            None if entry.tag() == Entry::LARGE && address.is_multiple_of(SLICE_BYTES) => {
+                return Ok(BlockKind::Large);
+            }
             None => {}
         }
     }
@@ -285,7 +292,9 @@ pub unsafe fn usable_size(block: *mut u8) -> usize {
 #[inline]
 pub unsafe fn realloc_sized(block: *mut u8, old_bytes: usize, align: usize, bytes: usize) -> *mut u8 {
     match (small_size(old_bytes, align), small_size(bytes, align)) {
-        (Some(old), Some(new)) if size_class::class_of_dynamic(old) == size_class::class_of_dynamic(new) => block,
+        (Some(old), Some(new)) if size_class::class_of_dynamic(old) == size_class::class_of_dynamic(new) => {
+            block
+        }
         (None, None) => {
             // SAFETY: the caller's promise.
             unsafe { realloc_large(block, old_bytes, align, bytes) }

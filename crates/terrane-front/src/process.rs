@@ -10,8 +10,11 @@ pub type ProcessDomain = Domain<Mmap, Shared>;
 /// The heap of one thread.
 pub type ThreadHeap = terrane_slab::Heap<Mmap, Shared>;
 
-static DOMAIN: ProcessDomain =
-    Domain::new(Mmap::new(), Policy { clock: milliseconds, on_misuse: abort_on_misuse, ..Policy::DEFAULT }, ());
+static DOMAIN: ProcessDomain = Domain::new(
+    Mmap::new(),
+    Policy { clock: milliseconds, on_misuse: abort_on_misuse, ..Policy::DEFAULT },
+    (),
+);
 
 /// The domain of the process's threads.
 #[inline(always)]

@@ -113,7 +113,9 @@ impl Snapshot {
 
     /// Allocations so far.
     pub fn allocations(&self) -> u64 {
-        self.classes.iter().map(ClassSnapshot::allocations).sum::<u64>() + self.large_allocated + self.huge_allocated
+        self.classes.iter().map(ClassSnapshot::allocations).sum::<u64>()
+            + self.large_allocated
+            + self.huge_allocated
     }
 }
 

@@ -152,7 +152,8 @@ mod place {
 
     /// Makes `record` the thread's, or none.
     pub(crate) fn set_record(record: Option<&'static Record>, phase: Phase) {
-        let lists = record.map_or(ptr::from_ref(&NONE).cast::<Lists>(), |record| ptr::from_ref(&record.lists));
+        let lists =
+            record.map_or(ptr::from_ref(&NONE).cast::<Lists>(), |record| ptr::from_ref(&record.lists));
         // SAFETY: writes the thread's own words, which are static thread-local storage.
         unsafe {
             asm!(

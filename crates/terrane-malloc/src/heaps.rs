@@ -31,14 +31,27 @@ impl Lock {
                 // SAFETY: waits on a word of ours; any return leads to another look.
                 unsafe {
                     let nowhere = ptr::null::<libc::timespec>();
-                    libc::syscall(libc::SYS_futex, self.0.as_ptr(), libc::FUTEX_WAIT | libc::FUTEX_PRIVATE_FLAG, 2, nowhere);
+                    libc::syscall(
+                        libc::SYS_futex,
+                        self.0.as_ptr(),
+                        libc::FUTEX_WAIT | libc::FUTEX_PRIVATE_FLAG,
+                        2,
+                        nowhere,
+                    );
                 }
             }
         }
         let result = f();
         if self.0.swap(0, Ordering::Release) == 2 {
             // SAFETY: wakes whoever waits on a word of ours.
-            unsafe { libc::syscall(libc::SYS_futex, self.0.as_ptr(), libc::FUTEX_WAKE | libc::FUTEX_PRIVATE_FLAG, 1) };
+            unsafe {
+                libc::syscall(
+                    libc::SYS_futex,
+                    self.0.as_ptr(),
+                    libc::FUTEX_WAKE | libc::FUTEX_PRIVATE_FLAG,
+                    1,
+                )
+            };
         }
         result
     }
@@ -115,7 +128,8 @@ fn allocate(heap: &TerraneHeap, size: usize, zeroed: bool) -> *mut c_void {
     let Some(bytes) = size.checked_add(PREFIX).filter(|&bytes| bytes <= isize::MAX as usize) else {
         return ptr::null_mut();
     };
-    let block = heap.with(|heap| if zeroed { heap.alloc_zeroed(bytes, ALIGN) } else { heap.alloc(bytes, ALIGN) });
+    let block =
+        heap.with(|heap| if zeroed { heap.alloc_zeroed(bytes, ALIGN) } else { heap.alloc(bytes, ALIGN) });
     block.map_or(ptr::null_mut(), |block| {
         // SAFETY: the block has the prefix and `size` bytes behind it.
         unsafe {
@@ -149,7 +163,11 @@ pub unsafe extern "C" fn terrane_heap_malloc(heap: *mut TerraneHeap, size: usize
 /// # Safety
 /// The heap is live.
 #[unsafe(no_mangle)]
-pub unsafe extern "C" fn terrane_heap_calloc(heap: *mut TerraneHeap, count: usize, size: usize) -> *mut c_void {
+pub unsafe extern "C" fn terrane_heap_calloc(
+    heap: *mut TerraneHeap,
+    count: usize,
+    size: usize,
+) -> *mut c_void {
     match count.checked_mul(size) {
         // SAFETY: the caller's promise.
         Some(bytes) => allocate(unsafe { &*heap }, bytes, true),

@@ -251,7 +251,8 @@ pub struct Mallinfo {
 pub extern "C" fn mallinfo() -> Mallinfo {
     let m = mallinfo2();
     let all = [
-        m.arena, m.ordblks, m.smblks, m.hblks, m.hblkhd, m.usmblks, m.fsmblks, m.uordblks, m.fordblks, m.keepcost,
+        m.arena, m.ordblks, m.smblks, m.hblks, m.hblkhd, m.usmblks, m.fsmblks, m.uordblks, m.fordblks,
+        m.keepcost,
     ];
     Mallinfo { fields: all.map(|field| field as c_int) }
 }

@@ -203,7 +203,11 @@ fn text(out: &mut impl Write) -> fmt::Result {
     let (s, u) = (snapshot(), usage());
     writeln!(out, "terrane heap report")?;
     writeln!(out, "  live        {:>14}   in use by the program", format_args!("{}", Mib(s.live_bytes())))?;
-    writeln!(out, "  committed   {:>14}   in slabs, large and huge blocks", format_args!("{}", Mib(s.committed_bytes)))?;
+    writeln!(
+        out,
+        "  committed   {:>14}   in slabs, large and huge blocks",
+        format_args!("{}", Mib(s.committed_bytes))
+    )?;
     writeln!(out, "  peak        {:>14}   of committed", format_args!("{}", Mib(s.peak_committed_bytes)))?;
     writeln!(
         out,
@@ -212,12 +216,7 @@ fn text(out: &mut impl Write) -> fmt::Result {
         s.arenas,
         s.segments
     )?;
-    writeln!(
-        out,
-        "  given back  {:>14}   in {} purges",
-        format_args!("{}", Mib(s.purged_bytes)),
-        s.purges
-    )?;
+    writeln!(out, "  given back  {:>14}   in {} purges", format_args!("{}", Mib(s.purged_bytes)), s.purges)?;
     writeln!(
         out,
         "  allocations {:>14}   {} large ({} from caches), {} huge, {} grown in place, {} remapped",

@@ -21,6 +21,9 @@ const LARGE_CLASSES: usize = 16 + 8 * (MAX_LARGE_SLICES.ilog2() as usize - 4);
 
 const _: () = assert!(MAX_LARGE_SLICES <= USABLE_SLICES && MAX_LARGE_SLICES.is_power_of_two());
 
+/// Most blocks of one length class that a cache keeps: enough for a loop that allocates and frees, little to strand.
+const MOST_OF_A_CLASS: u32 = 2;
+
 /// The length class that serves `slices`.
 const fn class_of(slices: usize) -> usize {
     if slices <= 16 {
@@ -95,7 +98,8 @@ impl LargeCache {
     #[inline]
     fn keep(&mut self, block: *mut Slab, slices: usize, limit: usize) -> bool {
         let class = class_of(slices);
-        if self.bytes + slices * SLICE_BYTES > limit || slices_of(class) != slices {
+        let room = self.stocks[class].count < MOST_OF_A_CLASS && self.bytes + slices * SLICE_BYTES <= limit;
+        if !room || slices_of(class) != slices {
             return false;
         }
         let stock = &mut self.stocks[class];

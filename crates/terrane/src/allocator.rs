@@ -49,7 +49,8 @@ impl Terrane {
             return Some(moved);
         }
         // SAFETY: the caller's promise.
-        let moved = unsafe { terrane_front::realloc_sized(block.as_ptr(), old.size(), old.align(), new.size()) };
+        let moved =
+            unsafe { terrane_front::realloc_sized(block.as_ptr(), old.size(), old.align(), new.size()) };
         slice(NonNull::new(moved), new.size())
     }
 }
@@ -108,11 +109,21 @@ macro_rules! allocator {
                 // SAFETY: the caller's promise.
                 unsafe { Terrane::deallocate_layout(block, layout) };
             }
-            unsafe fn grow(&self, block: NonNull<u8>, old: Layout, new: Layout) -> Result<NonNull<[u8]>, $error> {
+            unsafe fn grow(
+                &self,
+                block: NonNull<u8>,
+                old: Layout,
+                new: Layout,
+            ) -> Result<NonNull<[u8]>, $error> {
                 // SAFETY: the caller's promise.
                 unsafe { Terrane::resize_layout(block, old, new) }.ok_or($error)
             }
-            unsafe fn shrink(&self, block: NonNull<u8>, old: Layout, new: Layout) -> Result<NonNull<[u8]>, $error> {
+            unsafe fn shrink(
+                &self,
+                block: NonNull<u8>,
+                old: Layout,
+                new: Layout,
+            ) -> Result<NonNull<[u8]>, $error> {
                 // SAFETY: the caller's promise.
                 unsafe { Terrane::resize_layout(block, old, new) }.ok_or($error)
             }
@@ -131,11 +142,21 @@ macro_rules! allocator {
                 // SAFETY: the caller's promise.
                 unsafe { self.deallocate_layout(block, layout) };
             }
-            unsafe fn grow(&self, block: NonNull<u8>, old: Layout, new: Layout) -> Result<NonNull<[u8]>, $error> {
+            unsafe fn grow(
+                &self,
+                block: NonNull<u8>,
+                old: Layout,
+                new: Layout,
+            ) -> Result<NonNull<[u8]>, $error> {
                 // SAFETY: the caller's promise.
                 unsafe { self.resize_layout(block, old, new) }.ok_or($error)
             }
-            unsafe fn shrink(&self, block: NonNull<u8>, old: Layout, new: Layout) -> Result<NonNull<[u8]>, $error> {
+            unsafe fn shrink(
+                &self,
+                block: NonNull<u8>,
+                old: Layout,
+                new: Layout,
+            ) -> Result<NonNull<[u8]>, $error> {
                 // SAFETY: the caller's promise.
                 unsafe { self.resize_layout(block, old, new) }.ok_or($error)
             }
