@@ -1,5 +1,8 @@
 //! Huge pages as a policy: [`HugePages`].
 
+use crate::sys;
+pub use crate::sys::TransparentHugePages;
+
 /// Which pages an [`Mmap`](crate::Mmap) asks for.
 #[derive(Clone, Copy, PartialEq, Eq, Debug, Default)]
 pub enum HugePages {
@@ -13,4 +16,9 @@ pub enum HugePages {
     /// Huge pages that an administrator has set aside (hugetlb), and where there are too few of them, base pages
     /// aligned and advised so that they can become huge. The source's page is then a huge page.
     Explicit,
+}
+
+/// What the system does about transparent huge pages, read now.
+pub fn transparent_huge_pages() -> TransparentHugePages {
+    sys::transparent_huge_pages()
 }

@@ -5,16 +5,28 @@
 #[cfg(feature = "std")]
 extern crate std;
 
+#[cfg(feature = "std")]
+pub mod accounting;
+pub mod faulty;
+mod forward;
 pub mod huge;
+#[cfg(feature = "std")]
+mod intervals;
+mod list;
 mod lock;
 pub mod mmap;
 pub mod numa;
 mod page;
+pub mod page_sized;
 pub mod sbrk;
 mod sys;
 
+#[cfg(feature = "std")]
+pub use accounting::{Accounting, Misuse, Totals};
+pub use faulty::{Call, Faulty};
 pub use huge::HugePages;
 pub use mmap::{Commit, Mmap};
+pub use numa::{NodeChoice, Numa};
 pub use page::{huge_page_size, page_size};
+pub use page_sized::PageSized;
 pub use sbrk::Sbrk;
-pub use sys::TransparentHugePages;

@@ -6,14 +6,14 @@ use crate::sys;
 use core::sync::atomic::{AtomicUsize, Ordering::Relaxed};
 
 /// A value that is found on first use. Zero means not asked yet.
-struct Once(AtomicUsize);
+pub(crate) struct Once(AtomicUsize);
 
 impl Once {
-    const fn new() -> Self {
+    pub(crate) const fn new() -> Self {
         Self(AtomicUsize::new(0))
     }
 
-    fn get(&self, find: impl FnOnce() -> usize) -> usize {
+    pub(crate) fn get(&self, find: impl FnOnce() -> usize) -> usize {
         match self.0.load(Relaxed) {
             0 => {
                 let found = find();

@@ -228,14 +228,19 @@ pub(crate) fn current_cpu() -> Option<usize> {
     usize::try_from(cpu.ok()?).ok()
 }
 
-/// The memory node of the processor on which the calling thread runs.
-pub(crate) fn current_node() -> Option<u32> {
+/// The processor on which the calling thread runs, and its memory node.
+pub(crate) fn current_node() -> Option<(usize, u32)> {
     let (mut cpu, mut node) = (0u32, 0u32);
     let null = core::ptr::null_mut::<u8>();
     // SAFETY: both places are valid for writes; the third argument is unused since Linux 2.6.24.
     quiet_int(|| unsafe { libc::syscall(libc::SYS_getcpu, &raw mut cpu, &raw mut node, null) as i32 })
         .ok()?;
-    Some(node)
+    Some((cpu as usize, node))
+}
+
+/// The memory nodes that are online, in the kernel's list notation.
+pub(crate) fn online_nodes(buffer: &mut [u8]) -> Option<&[u8]> {
+    read_file(c"/sys/devices/system/node/online", buffer)
 }
 
 /// Sleeps while `word` holds `value`. May return early.

@@ -19,7 +19,7 @@
 //! | `transparent_huge_pages` | what the system does on its own |
 //! | `sleep_while`, `wake_one` | waiting for a word to change |
 //! | `break_now`, `break_move` | the program break (on WebAssembly: the end of linear memory) |
-//! | `current_cpu`, `current_node` | where the calling thread runs |
+//! | `current_cpu`, `current_node`, `online_nodes` | where the calling thread runs, and the nodes there are |
 
 #[cfg(any(target_os = "linux", target_os = "android"))]
 mod linux;
