@@ -171,6 +171,7 @@ pub enum BlockKind {
 /// # Errors
 /// [`Misuse::NotABlock`] if the address is foreign or inside a block, [`Misuse::DoubleFree`] if the memory is free.
 #[inline]
+#[expect(clippy::not_unsafe_ptr_arg_deref, reason = "the map tells whether the address can be read")]
 pub fn look_up(block: *mut u8) -> Result<BlockKind, Misuse> {
     let address = block.addr();
     if segment_map::place(address) == Place::Head
