@@ -163,7 +163,7 @@ pub fn programs(results: &Results) -> Rows {
     rows
 }
 
-/// For a terminal: the first column to the left, the others to the right.
+/// For a terminal: the first column and columns of words to the left, figures to the right.
 pub fn plain(rows: &[Vec<String>]) -> String {
     let columns = rows[0].len();
     let widths: Vec<usize> = (0..columns)

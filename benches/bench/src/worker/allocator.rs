@@ -25,6 +25,7 @@ choose! {
     "peer-snmalloc" "snmalloc" snmalloc_rs::SnMalloc = snmalloc_rs::SnMalloc;
     "peer-rpmalloc" "rpmalloc" rpmalloc::RpMalloc = rpmalloc::RpMalloc;
     "peer-rusty-alloc" "rusty_alloc" rusty_alloc_api::RustyAlloc = rusty_alloc_api::RustyAlloc;
+    "peer-terrane" "terrane" terrane::Terrane = terrane::Terrane;
 }
 
 #[cfg(not(any(
@@ -34,6 +35,7 @@ choose! {
     feature = "peer-snmalloc",
     feature = "peer-rpmalloc",
     feature = "peer-rusty-alloc",
+    feature = "peer-terrane",
 )))]
 #[global_allocator]
 static GLOBAL: std::alloc::System = std::alloc::System;
