@@ -20,6 +20,8 @@ mod page;
 pub mod page_sized;
 pub mod sbrk;
 mod sys;
+#[cfg(feature = "std")]
+pub mod topology;
 
 #[cfg(feature = "std")]
 pub use accounting::{Accounting, Misuse, Totals};
@@ -30,3 +32,5 @@ pub use numa::{NodeChoice, Numa};
 pub use page::{huge_page_size, page_size};
 pub use page_sized::PageSized;
 pub use sbrk::Sbrk;
+#[cfg(feature = "std")]
+pub use topology::{Node, Topology, TopologyError};
