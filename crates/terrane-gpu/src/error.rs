@@ -116,6 +116,8 @@ pub enum Shortage {
     Limit,
     /// The driver refused something else than memory.
     Driver(DriverError),
+    /// The pool sleeps, and would have had to grow.
+    Asleep,
     /// The request itself is wrong: length zero, or an alignment that is no power of two or above the pool's.
     BadRequest,
 }
@@ -189,6 +191,7 @@ impl fmt::Display for PoolError {
                 self.limit.unwrap_or(0)
             ),
             Shortage::Driver(error) => write!(f, "{requested} bytes requested: {error}"),
+            Shortage::Asleep => write!(f, "the pool sleeps: {requested} bytes requested, {free} free"),
             Shortage::BadRequest => write!(f, "malformed request for {requested} bytes"),
         }
     }

@@ -12,10 +12,11 @@
 use crate::device::{Device, Stream};
 use crate::error::{PoolError, Shortage};
 use crate::free_list::{FreeList, Links, LockedStack, NONE, TaggedStack};
+use crate::gate::Gate;
 use crate::lanes::LaneTable;
 use crate::pool::{Block, DevicePool, PoolStats};
 use crate::stream_order::{Stamp, StreamOrder};
-use parking_lot::{Condvar, Mutex};
+use parking_lot::Mutex;
 use std::sync::atomic::{AtomicU32 as StdU32, AtomicU64 as StdU64, Ordering};
 use std::sync::{Arc, OnceLock};
 use terrane_core::sync::atomic::{AtomicU32, AtomicU64};
@@ -131,8 +132,7 @@ pub struct FixedPool<D: Device + ?Sized, L: FreeList = LockFree> {
     watch: bool,
     config: FixedConfig,
     aside: Mutex<Vec<Aside>>,
-    growing: Mutex<bool>,
-    grown: Condvar,
+    growing: Gate,
     steals: StdU64,
     order: StreamOrder<D>,
 }
@@ -175,8 +175,7 @@ impl<D: Device + ?Sized, L: FreeList> FixedPool<D, L> {
             watch: device.watches_blocks(),
             config,
             aside: Mutex::new(Vec::new()),
-            growing: Mutex::new(false),
-            grown: Condvar::new(),
+            growing: Gate::default(),
             steals: StdU64::new(0),
             order: StreamOrder::new(device),
         })
@@ -333,20 +332,11 @@ impl<D: Device + ?Sized, L: FreeList> FixedPool<D, L> {
     #[cold]
     fn grow(&self) -> Result<(), PoolError> {
         let before = self.capacity.load(Ordering::Acquire);
-        {
-            let mut growing = self.growing.lock();
-            while *growing {
-                self.grown.wait(&mut growing);
-            }
-            if self.capacity.load(Ordering::Acquire) != before {
-                return Ok(());
-            }
-            *growing = true;
+        let _inside = self.growing.enter();
+        if self.capacity.load(Ordering::Acquire) != before {
+            return Ok(());
         }
-        let result = self.add_chunk(before);
-        *self.growing.lock() = false;
-        self.grown.notify_all();
-        result
+        self.add_chunk(before)
     }
 
     /// Only the one thread that grows.

@@ -4,8 +4,10 @@
 //! ```text
 //!   DeviceBuf<T>                          typed, gives itself back
 //!        |
-//!   FixedPool                             blocks of one length, lock-free lists per stream
-//!        |
+//!   FixedPool     VariablePool<P>         one length, lock-free | any length, over any placement engine P
+//!        |          |          |
+//!        |        Chunks      Vmm           chunks of any Source | pieces remapped to close holes, without copying
+//!        |          |          |
 //!   StreamOrder                           epochs: one event for many frees, waits on the device, never the host
 //!        |
 //!   Device: Sim | your own                streams, events, copies, memory
@@ -43,7 +45,11 @@
 //! A pool serves one device. Blocks are at least 256 bytes apart on real devices. Work that uses a buffer on a stream other
 //! than its own has to be named with [`DeviceBuf::used_on`].
 
+pub mod arena;
+mod bins;
 pub mod buf;
+pub mod capture;
+pub mod chunks;
 pub mod device;
 #[doc(hidden)]
 pub mod epoch;
@@ -51,12 +57,18 @@ pub mod error;
 pub mod fixed;
 #[doc(hidden)]
 pub mod free_list;
+mod gate;
 mod lanes;
 pub mod pool;
 pub mod sim;
+mod size_class;
+pub mod sources;
 pub mod stream_order;
+pub mod variable;
+pub mod vmm;
 
 pub use buf::{DeviceBuf, Plain};
+pub use chunks::{ChunkConfig, Chunks, DevicePoolOf};
 pub use device::{
     Device, DeviceInfo, DeviceMemoryInfo, DriverResult, Event, OrderedMemory, Physical, Stream, Streams,
     Uuid, VirtualMemory,
@@ -65,4 +77,7 @@ pub use error::{DriverError, GpuAbsence, PoolError, Shortage};
 pub use fixed::{FixedConfig, FixedPool, LockFree, Locked};
 pub use pool::{Block, DevicePool, PoolStats};
 pub use sim::{Sim, SimConfig, SimDevice};
+pub use sources::{DeviceMemory, Immediate, PinnedMemory};
 pub use stream_order::{OrderStats, Stamp, StreamOrder};
+pub use variable::{Backing, Engine, StreamFigures, VariablePool};
+pub use vmm::{Vmm, VmmConfig, VmmPool};

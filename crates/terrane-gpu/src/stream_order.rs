@@ -208,6 +208,19 @@ impl<D: Streams + ?Sized> StreamOrder<D> {
         self.close_lane(lane).map(|_| ())
     }
 
+    /// Sees to it that there is an event which covers `stamp`, so that [`poll`](Self::poll) can find it past.
+    ///
+    /// # Errors
+    /// The driver's refusal.
+    pub fn cover(&self, stamp: Stamp) -> DriverResult<()> {
+        match self.lanes.get(stamp.lane) {
+            Some(lane) if !lane.captured.load(Ordering::Relaxed) => {
+                self.covering(lane, stamp.epoch).map(|_| ())
+            }
+            _ => Ok(()),
+        }
+    }
+
     /// To be called before `stream` is destroyed: closes its last epoch while an event can still be recorded.
     ///
     /// # Errors

@@ -102,7 +102,8 @@ pub(super) struct StreamState {
 #[derive(Default)]
 pub(super) struct EventState {
     generation: u64,
-    completed: u64,
+    /// Records that were submitted and have not run. A wait is for one of them, not for the latest.
+    pending: Vec<u64>,
     clock: Clock,
     nanos: u64,
     captured: bool,
@@ -288,6 +289,9 @@ impl State {
         };
         state.captured = captured;
         state.generation += 1;
+        if !captured {
+            state.pending.push(state.generation);
+        }
         (state.clock, state.nanos) = (clock, nanos);
         let generation = state.generation;
         self.submit(stream, Submission::plain(Work::Record { event, generation }, "cuEventRecord"))
@@ -324,7 +328,7 @@ impl State {
                 code: DriverError::INVALID_HANDLE,
             });
         };
-        let done = state.completed >= state.generation;
+        let done = !state.pending.contains(&state.generation);
         if done {
             let clock = state.clock.clone();
             self.host.join(&clock);
@@ -340,8 +344,8 @@ impl State {
                 code: DriverError::INVALID_HANDLE,
             });
         };
-        let (clock, nanos) = (state.clock.clone(), state.nanos);
-        while self.events.get(&event).is_some_and(|e| e.completed < e.generation) {
+        let (clock, nanos, generation) = (state.clock.clone(), state.nanos, state.generation);
+        while self.events.get(&event).is_some_and(|e| e.pending.contains(&generation)) {
             if !self.step() {
                 break;
             }
@@ -380,7 +384,7 @@ impl State {
         match self.streams[stream].queue.front() {
             None => false,
             Some(Work::Wait { event, generation }) => {
-                self.events.get(event).is_none_or(|e| e.completed >= *generation)
+                self.events.get(event).is_none_or(|e| !e.pending.contains(generation))
             }
             Some(_) => true,
         }
@@ -419,7 +423,7 @@ impl State {
             }
             Work::Record { event, generation } => {
                 if let Some(state) = self.events.get_mut(&event) {
-                    state.completed = state.completed.max(generation);
+                    state.pending.retain(|&g| g != generation);
                 }
                 return;
             }
