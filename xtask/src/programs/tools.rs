@@ -106,7 +106,7 @@ SELECT kind, count(*), sum(length(body)), min(name), max(name) FROM item GROUP B
 SELECT count(*), sum(a.id), sum(b.kind) FROM part a JOIN item b ON a.other = b.id WHERE b.kind < 500;
 SELECT sum(r) FROM (SELECT rank() OVER (PARTITION BY kind % 10 ORDER BY name) AS r FROM item WHERE id < 50000);
 SELECT group_concat(tag, '') FROM (SELECT tag FROM part ORDER BY tag LIMIT 2000);
-UPDATE item SET body = randomblob(0) || CAST(name AS BLOB) WHERE id % 5 = 0;
+UPDATE item SET body = CAST(name || '-' || kind AS BLOB) WHERE id % 5 = 0;
 DELETE FROM item WHERE kind % 4 = 1;
 SELECT json_group_array(json_object('id', id, 'name', name)) FROM (SELECT * FROM item ORDER BY id LIMIT 3000);
 VACUUM;
