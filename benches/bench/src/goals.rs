@@ -345,7 +345,7 @@ pub fn rows(results: &Results) -> Vec<Vec<String>> {
         let limit = format!("{:.2}", goal.limit);
         vec![goal.what.to_owned(), limit, ratio, verdict.word().to_owned(), verdict.detail(goal)]
     };
-    let head = ["goal", "limit", "ratio", "verdict", "behind it"].map(str::to_owned).into();
+    let head = ["goal", "limit", "ratio", "verdict", crate::table::WORDS].map(str::to_owned).into();
     std::iter::once(head).chain(GOALS.iter().map(row)).collect()
 }
 
@@ -441,6 +441,8 @@ mod tests {
         assert!(matches!(judge(&run, goal("after a burst")), Verdict::Missed(figure) if figure.ratio == 2.0));
         // Twice as fast in allocations, half as fast in frees: the worse counts.
         assert!(matches!(judge(&run, goal("p99.99")), Verdict::Missed(figure) if figure.ratio == 2.0));
+        run.cases[0].by.get_mut(OURS).expect("present").free_latency = vec![(2, 100)];
+        assert!(matches!(judge(&run, goal("p99.99")), Verdict::Met(figure) if figure.ratio == 0.5));
         let by = [("system".to_owned(), vec![(2.0, 1)]), (OURS.to_owned(), vec![(1.9, 1)])];
         run.programs.push(Program { name: "python".into(), by: by.into(), ..Program::default() });
         assert!(matches!(judge(&run, goal("programs, geometric")), Verdict::Met(_)));

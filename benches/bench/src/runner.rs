@@ -128,3 +128,55 @@ fn startup(worker: &Path, scale: f64) -> Result<Run, String> {
     record.elapsed_ns = crate::stats::median(&lives).unwrap_or_default() as u64;
     Ok(Run { record, timeline: Vec::new() })
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// Runs a shell script in place of a worker; the script is given the workload as its first argument.
+    fn run_script(name: &str, script: &str, watch: Watch) -> Result<Run, String> {
+        use std::os::unix::fs::PermissionsExt;
+        let path = std::env::temp_dir().join(format!("terrane-bench-{name}-{}", std::process::id()));
+        std::fs::write(&path, format!("#!/bin/sh\n{script}\n")).expect("the temporary folder is writable");
+        let executable = std::fs::Permissions::from_mode(0o755);
+        std::fs::set_permissions(&path, executable).expect("own files may be made executable");
+        let busy = |result: &Result<Run, String>| result.as_ref().is_err_and(|why| why.contains("busy"));
+        // A child of another test may hold the script open for the moment between its fork and its exec.
+        let mut result = run(&path, "lifo", 3, 0.5, watch);
+        while busy(&result) {
+            result = run(&path, "lifo", 3, 0.5, watch);
+        }
+        std::fs::remove_file(&path).expect("the script is still there");
+        result
+    }
+
+    #[test]
+    fn a_record_is_read_and_the_worker_is_told_what_to_run() {
+        let script = r#"[ "$*" = "lifo 3 0.5 latency" ] || exit 9
+            echo '{"ops":7,"elapsed_ns":9,"peak_bytes":1,"end_bytes":1,"end_anon_bytes":0,"idle":null,
+                   "minor_faults":0,"switches":0,"alloc_latency":[[5,1]],"free_latency":[]}'"#;
+        let run = run_script("record", script, Watch::Latency).expect("a record");
+        assert_eq!((run.record.ops, run.record.alloc_latency.as_slice()), (7, &[(5, 1)][..]));
+    }
+
+    #[test]
+    fn corruption_crashes_and_nonsense_are_errors_that_say_so() {
+        let error = |name, script| run_script(name, script, Watch::Nothing).err().expect("no figure");
+        assert_eq!(error("corrupt", "exit 86"), "a block lost its content");
+        let crash = error("crash", "echo last words >&2; kill -SEGV $$");
+        assert!(crash.contains("signal") && crash.contains("last words"), "{crash}");
+        assert!(error("nonsense", "echo hello").contains("not a record"));
+    }
+
+    #[test]
+    fn memory_is_watched_while_the_worker_lives() {
+        let script = r#"sleep 0.1; echo '{"ops":1,"elapsed_ns":1,"peak_bytes":1,"end_bytes":1,"end_anon_bytes":0,
+            "idle":null,"minor_faults":0,"switches":0,"alloc_latency":[],"free_latency":[]}'"#;
+        let run = run_script("memory", script, Watch::Memory).expect("a record");
+        assert!(
+            run.timeline.len() > 1 && run.timeline.iter().all(|(_, bytes)| *bytes > 0),
+            "{:?}",
+            run.timeline
+        );
+    }
+}

@@ -55,6 +55,9 @@ fn cell(case: &Case, allocator: &str, metric: Metric, best: Option<f64>) -> Stri
     }
 }
 
+/// The head of a column that holds words, not figures.
+pub const WORDS: &str = "behind it";
+
 /// Rows of cells; the first row is the head.
 pub type Rows = Vec<Vec<String>>;
 
@@ -171,10 +174,17 @@ pub fn plain(rows: &[Vec<String>]) -> String {
         .collect();
     let mut out = String::new();
     for row in rows {
+        let mut line = String::new();
         for (column, (text, width)) in row.iter().zip(&widths).enumerate() {
             let gap = " ".repeat(width - text.chars().count());
-            let _ = if column == 0 { write!(out, "{text}{gap}") } else { write!(out, "  {gap}{text}") };
+            let words = column == 0 || rows[0][column] == WORDS;
+            let _ = match (column, words) {
+                (0, _) => write!(line, "{text}{gap}"),
+                (_, true) => write!(line, "  {text}{gap}"),
+                (_, false) => write!(line, "  {gap}{text}"),
+            };
         }
+        out.push_str(line.trim_end());
         out.push('\n');
     }
     out

@@ -104,6 +104,21 @@ fn run_one(program: &Program, library: &Library) -> Run {
     }
 }
 
+/// The figures of a run whose output is the first run's; the first run is the one without a library.
+fn judge(expected: &mut Option<Vec<u8>>, run: Run) -> Result<(f64, u64), String> {
+    let (seconds, peak, put_out) = run?;
+    match expected {
+        Some(expected) if *expected != put_out => {
+            Err("its output differs from that without a library".into())
+        }
+        Some(_) => Ok((seconds, peak)),
+        None => {
+            *expected = Some(put_out);
+            Ok((seconds, peak))
+        }
+    }
+}
+
 /// Runs all programs under all libraries, `rounds` times in alternation; `tell` hears what is about to run.
 ///
 /// # Errors
@@ -126,13 +141,7 @@ pub fn run(libraries: &[Library], rounds: usize, mut tell: impl FnMut(&str)) -> 
                     continue;
                 }
                 tell(&format!("{} under {}, round {}", program.name, library.name, round + 1));
-                let result = run_one(program, library).and_then(|(seconds, peak, put_out)| {
-                    let expected = expected.get_or_insert_with(|| put_out.clone());
-                    let same = *expected == put_out;
-                    same.then_some((seconds, peak))
-                        .ok_or("its output differs from that without it".to_owned())
-                });
-                match result {
+                match judge(&mut expected, run_one(program, library)) {
                     Ok(figures) => outcome.by.entry(library.name.to_owned()).or_default().push(figures),
                     Err(reason) => {
                         outcome.by.remove(library.name);
@@ -144,4 +153,18 @@ pub fn run(libraries: &[Library], rounds: usize, mut tell: impl FnMut(&str)) -> 
         outcomes.push(outcome);
     }
     Ok(outcomes)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_run_whose_output_differs_has_no_time() {
+        let mut expected = None;
+        assert_eq!(judge(&mut expected, Ok((1.0, 2, b"42".to_vec()))), Ok((1.0, 2)));
+        assert_eq!(judge(&mut expected, Ok((3.0, 4, b"42".to_vec()))), Ok((3.0, 4)));
+        assert!(judge(&mut expected, Ok((0.1, 1, b"41".to_vec()))).is_err_and(|why| why.contains("differs")));
+        assert_eq!(judge(&mut expected, Err("crashed".into())), Err("crashed".into()));
+    }
 }
