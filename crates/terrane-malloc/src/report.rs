@@ -162,8 +162,8 @@ struct Mib(u64);
 impl fmt::Display for Mib {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         // One decimal, rounded down, without floating point.
-        let tenths = self.0 * 10 >> 20;
-        write!(f, "{}.{} MiB", tenths / 10, tenths % 10)
+        let tenths = (self.0 * 10) >> 20;
+        write!(f, "{:>8}.{} MiB", tenths / 10, tenths % 10)
     }
 }
 
@@ -202,21 +202,17 @@ fn counters(s: &Snapshot) -> [(&'static str, u64); 26] {
 fn text(out: &mut impl Write) -> fmt::Result {
     let (s, u) = (snapshot(), usage());
     writeln!(out, "terrane heap report")?;
-    writeln!(out, "  live        {:>14}   in use by the program", format_args!("{}", Mib(s.live_bytes())))?;
+    writeln!(out, "  live        {}   in use by the program", Mib(s.live_bytes()))?;
+    writeln!(out, "  committed   {}   in slabs, large and huge blocks", Mib(s.committed_bytes))?;
+    writeln!(out, "  peak        {}   of committed", Mib(s.peak_committed_bytes))?;
     writeln!(
         out,
-        "  committed   {:>14}   in slabs, large and huge blocks",
-        format_args!("{}", Mib(s.committed_bytes))
-    )?;
-    writeln!(out, "  peak        {:>14}   of committed", format_args!("{}", Mib(s.peak_committed_bytes)))?;
-    writeln!(
-        out,
-        "  reserved    {:>14}   address space, {} arenas, {} segments",
-        format_args!("{}", Mib(s.reserved_bytes)),
+        "  reserved    {}   address space, {} arenas, {} segments",
+        Mib(s.reserved_bytes),
         s.arenas,
         s.segments
     )?;
-    writeln!(out, "  given back  {:>14}   in {} purges", format_args!("{}", Mib(s.purged_bytes)), s.purges)?;
+    writeln!(out, "  given back  {}   in {} purges", Mib(s.purged_bytes), s.purges)?;
     writeln!(
         out,
         "  allocations {:>14}   {} large ({} from caches), {} huge, {} grown in place, {} remapped",
