@@ -557,29 +557,41 @@ impl<S: PageSource, K: Sharing, O: Observer> Heap<S, K, O> {
     /// second answer is whether the block reads as zero.
     #[inline]
     pub fn alloc_large(&mut self, lists: &Lists, bytes: usize, align: usize) -> (*mut u8, bool) {
-        let first = self.try_alloc_large(bytes, align, 0);
+        if bytes.wrapping_sub(1) < large::MAX_LARGE_BYTES && align <= SLICE_BYTES {
+            let (block, length) = self.large.take(bytes);
+            if !block.is_null() {
+                self.counters.large_allocated.add(1);
+                self.counters.large_cached.add(1);
+                self.counters.large_bytes_allocated.add(length as u64);
+                return (block, false);
+            }
+        }
+        self.alloc_large_miss(lists, bytes, align)
+    }
+
+    #[cold]
+    #[inline(never)]
+    fn alloc_large_miss(&mut self, lists: &Lists, bytes: usize, align: usize) -> (*mut u8, bool) {
+        let first = self.alloc_large_fresh(bytes, align, 0);
         if !first.0.is_null() || bytes > MAX_HUGE {
             return first;
         }
         self.release_caches(lists);
-        self.try_alloc_large(bytes, align, 0)
+        self.alloc_large_fresh(bytes, align, 0)
     }
 
-    fn try_alloc_large(&mut self, bytes: usize, align: usize, spare: usize) -> (*mut u8, bool) {
+    fn alloc_large_fresh(&mut self, bytes: usize, align: usize, spare: usize) -> (*mut u8, bool) {
         let bytes = bytes.max(1);
         let align_slices = align.div_ceil(SLICE_BYTES);
-        if bytes <= large::MAX_LARGE_SLICES * SLICE_BYTES && align_slices <= large::MAX_LARGE_SLICES / 2 {
+        if bytes <= large::MAX_LARGE_BYTES && align_slices <= large::MAX_LARGE_SLICES / 2 {
             let slices = large::slices_for(bytes);
             // SAFETY: a heap never outlives its domain.
             let domain = unsafe { &*self.domain };
-            let taken =
-                large::alloc(domain, &mut self.large, slices, align_slices, self.node, &mut self.segment);
-            let Some((block, zero, cached)) = taken else { return (ptr::null_mut(), false) };
+            let taken = large::alloc_fresh(domain, slices, align_slices, self.node, &mut self.segment);
+            let Some(taken) = taken else { return (ptr::null_mut(), false) };
             self.counters.large_allocated.add(1);
-            self.counters.large_cached.add(cached as u64);
             self.counters.large_bytes_allocated.add((slices * SLICE_BYTES) as u64);
-            // SAFETY: the metadata lies in a live segment.
-            return (unsafe { (*block).start() }, zero);
+            return taken;
         }
         match self.domain().huge_alloc(bytes, align, spare, self.node) {
             Ok((block, zero)) => (block.as_ptr(), zero),
@@ -660,7 +672,7 @@ impl<S: PageSource, K: Sharing, O: Observer> Heap<S, K, O> {
             if old < REMAP_FROM {
                 return None;
             }
-            let (new, _) = self.try_alloc_large(bytes, align, bytes / 2);
+            let (new, _) = self.alloc_large_fresh(bytes, align, bytes / 2);
             let (to, from) = (NonNull::new(new)?, NonNull::new(block)?);
             let usable = self.usable_large(new);
             if self.domain().source.remap(from, old, to, usable).is_err() {
@@ -758,7 +770,7 @@ impl<S: PageSource, K: Sharing, O: Observer> Heap<S, K, O> {
         }
         // SAFETY: a heap never outlives its domain.
         let domain = unsafe { &*self.domain };
-        self.large.decay(false, |block| domain.give_run(large::run_of(block)));
+        self.large.decay(false, |run| domain.give_run(run));
         if delay != PurgePolicy::NEVER {
             domain.purge(now, false);
         }
@@ -803,7 +815,7 @@ impl<S: PageSource, K: Sharing, O: Observer> Heap<S, K, O> {
         self.collect(lists);
         // SAFETY: a heap never outlives its domain.
         let domain = unsafe { &*self.domain };
-        self.large.decay(true, |block| domain.give_run(large::run_of(block)));
+        self.large.decay(true, |run| domain.give_run(run));
         domain.purge(domain.now(), true);
     }
 
@@ -813,7 +825,7 @@ impl<S: PageSource, K: Sharing, O: Observer> Heap<S, K, O> {
         self.collect(lists);
         // SAFETY: a heap never outlives its domain.
         let domain = unsafe { &*self.domain };
-        self.large.decay(true, |block| domain.give_run(large::run_of(block)));
+        self.large.decay(true, |run| domain.give_run(run));
         for class in 0..CLASSES {
             loop {
                 let slab = self.queues[class].fullest();

@@ -1,7 +1,7 @@
 //! Large blocks: single runs of slices, kept by each heap in a cache that decays.
 //!
 //! Invariant: the first slice of a live large block has the tag [`Entry::LARGE`]; the thread that frees the block takes the
-//! tag away in one exchange, so of two frees one is caught. A large block has no owner: whoever frees it may keep it.
+//! tag away, so a second free is caught. A large block has no owner: whoever frees it may keep it.
 //!
 //! The cache is a list per length class. At every tick each list gives up as many blocks as it always had in stock since the
 //! last tick (its low water): those were not needed.
@@ -9,13 +9,15 @@
 use crate::domain::{Domain, Run};
 use crate::segment::{Entry, SLICE_BYTES, SLICES, Segment, USABLE_SLICES, entry, entry_word};
 use crate::sharing::Sharing;
-use crate::slab::{LARGE_CLASS, Slab};
+use crate::slab::{Block, LARGE_CLASS, Slab};
 use core::ptr;
 use terrane_core::sync::atomic::Ordering;
 use terrane_core::{Observer, PageSource};
 
 /// Largest large block in slices; longer ones are huge.
 pub(crate) const MAX_LARGE_SLICES: usize = SLICES / 2;
+/// Largest large block in bytes.
+pub(crate) const MAX_LARGE_BYTES: usize = MAX_LARGE_SLICES * SLICE_BYTES;
 /// Length classes: exact up to 16 slices, then eight per doubling.
 const LARGE_CLASSES: usize = 16 + 8 * (MAX_LARGE_SLICES.ilog2() as usize - 4);
 
@@ -25,6 +27,7 @@ const _: () = assert!(MAX_LARGE_SLICES <= USABLE_SLICES && MAX_LARGE_SLICES.is_p
 const MOST_OF_A_CLASS: u32 = 2;
 
 /// The length class that serves `slices`.
+#[inline(always)]
 const fn class_of(slices: usize) -> usize {
     if slices <= 16 {
         slices - 1
@@ -36,6 +39,7 @@ const fn class_of(slices: usize) -> usize {
 }
 
 /// Slices of a block of length class `class`.
+#[inline(always)]
 const fn slices_of(class: usize) -> usize {
     if class < 16 {
         class + 1
@@ -59,10 +63,10 @@ pub(crate) const fn slices_for(bytes: usize) -> usize {
     slices_of(class_of(bytes.div_ceil(SLICE_BYTES)))
 }
 
-/// One list of the cache.
+/// One list of the cache: blocks of one length class, linked through their first words.
 #[derive(Clone, Copy, Debug)]
 struct Stock {
-    first: *mut Slab,
+    first: *mut Block,
     count: u32,
     low_water: u32,
 }
@@ -79,51 +83,90 @@ impl LargeCache {
         Self { stocks: [Stock { first: ptr::null_mut(), count: 0, low_water: 0 }; LARGE_CLASSES], bytes: 0 }
     }
 
-    /// Takes a block of exactly `slices` slices.
-    #[inline]
-    fn take(&mut self, slices: usize) -> *mut Slab {
-        let stock = &mut self.stocks[class_of(slices)];
+    /// Takes a block for `bytes`, at most [`MAX_LARGE_BYTES`], out of the cache: the hit path of large blocks. The block and
+    /// its length in bytes; null if there is none.
+    #[inline(always)]
+    pub(crate) fn take(&mut self, bytes: usize) -> (*mut u8, usize) {
+        let class = class_of(bytes.div_ceil(SLICE_BYTES));
+        let length = slices_of(class) * SLICE_BYTES;
+        let block = self.pop(class, length);
+        if !block.is_null() {
+            // SAFETY: the block starts a run of slices of a live segment.
+            unsafe { mark(block) };
+        }
+        (block, length)
+    }
+
+    #[inline(always)]
+    fn pop(&mut self, class: usize, length: usize) -> *mut u8 {
+        let stock = &mut self.stocks[class];
         let block = stock.first;
         if !block.is_null() {
             // SAFETY: blocks of the cache are the heap's.
-            stock.first = unsafe { (*block).local(|local| local.next) };
+            stock.first = unsafe { Block::next(block) };
             stock.count -= 1;
             stock.low_water = stock.low_water.min(stock.count);
-            self.bytes -= slices * SLICE_BYTES;
+            self.bytes -= length;
         }
-        block
+        block.cast()
     }
 
-    /// Keeps a block, if it is of a cached length and the cache stays within `limit` bytes.
-    #[inline]
-    fn keep(&mut self, block: *mut Slab, slices: usize, limit: usize) -> bool {
+    /// Keeps a block of `slices` slices, if it is of a cached length and the cache stays within `limit` bytes.
+    ///
+    /// # Safety
+    /// The block is the caller's.
+    #[inline(always)]
+    unsafe fn keep(&mut self, block: *mut u8, slices: usize, limit: usize) -> bool {
         let class = class_of(slices);
-        let room = self.stocks[class].count < MOST_OF_A_CLASS && self.bytes + slices * SLICE_BYTES <= limit;
+        let stock = &mut self.stocks[class];
+        let room = stock.count < MOST_OF_A_CLASS && self.bytes + slices * SLICE_BYTES <= limit;
         if !room || slices_of(class) != slices {
             return false;
         }
-        let stock = &mut self.stocks[class];
         // SAFETY: the block is the caller's, who gives it to the cache.
-        unsafe { (*block).local(|local| local.next = stock.first) };
-        stock.first = block;
+        unsafe { Block::emplace(block.cast(), stock.first) };
+        stock.first = block.cast();
         stock.count += 1;
         self.bytes += slices * SLICE_BYTES;
         true
     }
 
     /// Takes out what was not needed since the last call, or, with `all`, everything.
-    pub(crate) fn decay(&mut self, all: bool, mut give: impl FnMut(*mut Slab)) {
+    pub(crate) fn decay(&mut self, all: bool, mut give: impl FnMut(Run)) {
         if self.bytes == 0 {
             return;
         }
         for class in 0..LARGE_CLASSES {
             let surplus = if all { self.stocks[class].count } else { self.stocks[class].low_water };
             for _ in 0..surplus {
-                give(self.take(slices_of(class)));
+                let block = self.pop(class, slices_of(class) * SLICE_BYTES);
+                // SAFETY: blocks of the cache start runs of slices of live segments.
+                give(run_of(unsafe { metadata_at(block) }));
             }
             self.stocks[class].low_water = self.stocks[class].count;
         }
     }
+}
+
+/// Notes that a live large block starts at `block`.
+///
+/// # Safety
+/// The block starts a run of slices of a live segment, and is the caller's.
+#[inline(always)]
+unsafe fn mark(block: *mut u8) {
+    // SAFETY: the caller's promise.
+    unsafe { entry_word(block) }.store(Entry::large(), Ordering::Relaxed);
+}
+
+/// Metadata of the slice that starts at `start`.
+///
+/// # Safety
+/// The slice lies in a live segment, behind its header.
+#[inline(always)]
+unsafe fn metadata_at(start: *mut u8) -> *mut Slab {
+    let segment = Segment::containing(start);
+    // SAFETY: the caller's promise.
+    unsafe { (*segment).slab((start.addr() - segment.addr()) / SLICE_BYTES) }
 }
 
 /// The run of slices of a large block.
@@ -138,66 +181,54 @@ pub(crate) fn run_of(block: *mut Slab) -> Run {
 ///
 /// # Safety
 /// `pointer` lies in a live segment, behind its header.
+#[inline(always)]
 pub(crate) unsafe fn metadata_of(pointer: *mut u8) -> Option<*mut Slab> {
     // SAFETY: the caller's promise.
-    let (entry, segment) = unsafe { (entry(pointer), &*Segment::containing(pointer)) };
-    let starts = entry.tag() == Entry::LARGE && pointer.addr().is_multiple_of(SLICE_BYTES);
-    starts.then(|| segment.slab((pointer.addr() - segment.start().addr()) / SLICE_BYTES))
+    unsafe {
+        let starts = entry(pointer).tag() == Entry::LARGE && pointer.addr().is_multiple_of(SLICE_BYTES);
+        starts.then(|| metadata_at(pointer))
+    }
 }
 
-/// Takes a large block, from the cache or fresh; its metadata and whether it reads as zero.
-#[inline]
-pub(crate) fn alloc<S: PageSource, K: Sharing, O: Observer>(
+/// Takes a fresh large block; it and whether it reads as zero.
+pub(crate) fn alloc_fresh<S: PageSource, K: Sharing, O: Observer>(
     domain: &Domain<S, K, O>,
-    cache: &mut LargeCache,
     slices: usize,
     align_slices: usize,
     node: u32,
     hint: &mut *const Segment,
-) -> Option<(*mut Slab, bool, bool)> {
-    let cached = if align_slices == 1 { cache.take(slices) } else { ptr::null_mut() };
-    let (block, zero) = if cached.is_null() {
-        let run = domain.take_run(slices, align_slices, node, *hint).ok()?;
-        *hint = run.segment;
-        // SAFETY: a run lies in a live segment.
-        let block = unsafe { (*run.segment).slab(run.index) };
-        // SAFETY: the slices are ours, so the metadata of the first is too.
-        unsafe {
-            (*block).local(|local| {
-                (local.class, local.slices) = (LARGE_CLASS, slices as u16);
-            });
-        }
-        (block, run.zero)
-    } else {
-        (cached, false)
-    };
-    let (segment, index) = crate::segment::position_of(block);
-    // SAFETY: the metadata lies in a live segment.
-    unsafe { (*segment).set_entries(index, 1, 0, Entry::LARGE) };
-    Some((block, zero, !cached.is_null()))
+) -> Option<(*mut u8, bool)> {
+    let run = domain.take_run(slices, align_slices, node, *hint).ok()?;
+    *hint = run.segment;
+    // SAFETY: a run lies in a live segment; its slices are ours, so the metadata of the first is too.
+    unsafe {
+        let start = (*run.segment).slice(run.index);
+        (*metadata_at(start)).local(|local| (local.class, local.slices) = (LARGE_CLASS, slices as u16));
+        mark(start);
+        Some((start, run.zero))
+    }
 }
 
 /// Frees the large block at `pointer`; `None` if none starts there, else its length in bytes.
 ///
 /// # Safety
 /// `pointer` lies in a live segment, behind its header.
-#[inline]
+#[inline(always)]
 pub(crate) unsafe fn free<S: PageSource, K: Sharing, O: Observer>(
     domain: &Domain<S, K, O>,
     cache: &mut LargeCache,
     pointer: *mut u8,
 ) -> Option<usize> {
-    // SAFETY: the caller's promise.
-    let block = unsafe { metadata_of(pointer) }?;
-    // SAFETY: the caller's promise. Acquire: the metadata as the thread wrote it that allocated the block.
-    let before = K::swap(unsafe { entry_word(pointer) }, 0, Ordering::Acquire);
-    if before >> 48 != Entry::LARGE as u64 {
-        return None;
+    // SAFETY: the caller's promise. `metadata_of` has seen the tag, which is taken away here. Two threads that free one block
+    // at the very same moment could both see it; a program that does that is broken anyway, and an exchange would cost every
+    // large free more than the rest of it.
+    unsafe {
+        let metadata = metadata_of(pointer)?;
+        entry_word(pointer).store(0, Ordering::Relaxed);
+        let slices = (*metadata).local(|local| local.slices as usize);
+        if !cache.keep(pointer, slices, domain.large_cache_bytes()) {
+            domain.give_run(run_of(metadata));
+        }
+        Some(slices * SLICE_BYTES)
     }
-    // SAFETY: the exchange made the block ours.
-    let slices = unsafe { (*block).local(|local| local.slices as usize) };
-    if !cache.keep(block, slices, domain.large_cache_bytes()) {
-        domain.give_run(run_of(block));
-    }
-    Some(slices * SLICE_BYTES)
 }

@@ -120,6 +120,11 @@ impl Entry {
         Self(home as u64 | (head as u64) << 32 | (tag as u64) << 48)
     }
 
+    /// The packed entry of the first slice of a live large block.
+    pub(crate) const fn large() -> u64 {
+        (Self::LARGE as u64) << 48
+    }
+
     /// The home heap, 0 if none.
     #[inline(always)]
     pub const fn home(self) -> HeapId {
