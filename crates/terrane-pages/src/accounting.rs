@@ -119,6 +119,10 @@ struct Books {
     totals: Totals,
 }
 
+fn wide(range: &Range<usize>) -> Range<u64> {
+    range.start as u64..range.end as u64
+}
+
 impl Books {
     fn holds(&self, range: &Range<usize>) -> bool {
         self.extents.range(..=range.start).next_back().is_some_and(|(_, &end)| range.end <= end)
@@ -136,14 +140,14 @@ impl Books {
     }
 
     fn commit(&mut self, range: Range<usize>) {
-        self.totals.ever_committed += self.committed.insert(range) as u64;
-        self.totals.committed = self.committed.total();
+        self.totals.ever_committed += self.committed.insert(wide(&range));
+        self.totals.committed = self.committed.total() as usize;
         self.totals.peak_committed = self.totals.peak_committed.max(self.totals.committed);
     }
 
     fn uncommit(&mut self, range: Range<usize>) -> u64 {
-        let bytes = self.committed.remove(range) as u64;
-        self.totals.committed = self.committed.total();
+        let bytes = self.committed.remove(wide(&range));
+        self.totals.committed = self.committed.total() as usize;
         bytes
     }
 }
@@ -196,7 +200,7 @@ impl<S> Accounting<S> {
 
     /// How many bytes of the range are committed.
     pub fn committed_in(&self, range: Range<usize>) -> usize {
-        self.books().committed.inside(&range)
+        self.books().committed.inside(&wide(&range)) as usize
     }
 
     /// Checks that every extent has come back.
@@ -242,7 +246,7 @@ impl<S: PageSource> Accounting<S> {
         } else if !books.holds(range) {
             Misuse::Outside { call, range: range.clone() }
         } else {
-            let committed = books.committed.inside(range);
+            let committed = books.committed.inside(&wide(range)) as usize;
             if !needs_commit || committed == range.len() {
                 return books;
             }

@@ -9,23 +9,33 @@ use std::collections::BTreeMap;
 #[derive(Debug, Default)]
 pub(crate) struct Intervals {
     /// The end of each range, by its start.
-    ends: BTreeMap<usize, usize>,
-    total: usize,
+    ends: BTreeMap<u64, u64>,
+    total: u64,
 }
 
 impl Intervals {
+    /// The first range of at least `len` numbers.
+    pub(crate) fn first_of(&self, len: u64) -> Option<Range<u64>> {
+        self.ends.iter().map(|(&start, &end)| start..end).find(|range| range.end - range.start >= len)
+    }
+
+    /// The last range.
+    pub(crate) fn last(&self) -> Option<Range<u64>> {
+        self.ends.last_key_value().map(|(&start, &end)| start..end)
+    }
+
     /// How many numbers are in the set.
-    pub(crate) fn total(&self) -> usize {
+    pub(crate) fn total(&self) -> u64 {
         self.total
     }
 
     /// How many numbers of `range` are in the set.
-    pub(crate) fn inside(&self, range: &Range<usize>) -> usize {
+    pub(crate) fn inside(&self, range: &Range<u64>) -> u64 {
         self.overlapping(range).map(|part| part.end.min(range.end) - part.start.max(range.start)).sum()
     }
 
     /// The ranges that share a number with `range`, last one first.
-    fn overlapping(&self, range: &Range<usize>) -> impl Iterator<Item = Range<usize>> {
+    fn overlapping(&self, range: &Range<u64>) -> impl Iterator<Item = Range<u64>> {
         let first = range.start;
         self.ends
             .range(..range.end)
@@ -35,7 +45,7 @@ impl Intervals {
     }
 
     /// Takes every number of `range` out; how many there were.
-    pub(crate) fn remove(&mut self, range: Range<usize>) -> usize {
+    pub(crate) fn remove(&mut self, range: Range<u64>) -> u64 {
         if range.is_empty() {
             return 0;
         }
@@ -56,7 +66,7 @@ impl Intervals {
     }
 
     /// Puts every number of `range` in; how many are new.
-    pub(crate) fn insert(&mut self, range: Range<usize>) -> usize {
+    pub(crate) fn insert(&mut self, range: Range<u64>) -> u64 {
         if range.is_empty() {
             return 0;
         }
@@ -84,13 +94,13 @@ mod tests {
     proptest! {
         #[test]
         fn ranges_behave_as_the_numbers_in_them(
-            steps in prop::collection::vec((any::<bool>(), 0usize..60, 0usize..20), 1..80)
+            steps in prop::collection::vec((any::<bool>(), 0u64..60, 0u64..20), 1..80)
         ) {
             let mut set = Intervals::default();
             let mut model = BTreeSet::new();
             for (put, start, len) in steps {
                 let range = start..start + len;
-                let there = range.clone().filter(|n| model.contains(n)).count();
+                let there = range.clone().filter(|n| model.contains(n)).count() as u64;
                 prop_assert_eq!(set.inside(&range), there);
                 if put {
                     prop_assert_eq!(set.insert(range.clone()), len - there);
@@ -99,7 +109,10 @@ mod tests {
                     prop_assert_eq!(set.remove(range.clone()), there);
                     model.retain(|n| !range.contains(n));
                 }
-                prop_assert_eq!(set.total(), model.len());
+                prop_assert_eq!(set.total(), model.len() as u64);
+                let runs: std::vec::Vec<_> = set.ends.iter().map(|(&start, &end)| start..end).collect();
+                prop_assert_eq!(set.last(), runs.last().cloned());
+                prop_assert_eq!(set.first_of(len), runs.into_iter().find(|run| run.end - run.start >= len));
                 let mut last = None;
                 for (&start, &end) in &set.ends {
                     prop_assert!(start < end && last.is_none_or(|last| last < start));

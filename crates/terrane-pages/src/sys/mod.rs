@@ -29,6 +29,9 @@ pub(crate) use linux::*;
 #[cfg(unix)]
 mod unix;
 
+#[cfg(feature = "std")]
+pub(crate) mod files;
+
 #[cfg(not(any(target_os = "linux", target_os = "android")))]
 compile_error!("terrane-pages knows Linux and Android");
 
