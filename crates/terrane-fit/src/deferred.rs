@@ -1,0 +1,135 @@
+//! Deferred merging: vacated spans wait for a request of the same length.
+//!
+//! Invariant: the first `waiting[bin]` spans of `bins[bin]` are live in the engine and given up by the user; no span waits
+//! twice. At most `SLOTS` spans wait in each of [`BINS`] bins.
+//!
+//! Protocol: a span waits in the bin that its length hashes to. A request of the same length takes the one that came last,
+//! without any splitting or merging. A full bin passes its oldest half on to the engine. What does not fit is tried again
+//! after everything that waits has been passed on.
+
+use crate::survey::{Plot, Survey, Use};
+use terrane_core::{PlaceError, Placement, PlacementError, Span};
+
+/// Number of bins; a power of two.
+const BINS: usize = 32;
+
+/// An engine in front of which vacated spans wait, so that a request of the same length gets one in a few instructions.
+///
+/// It suits streams with few lengths, and compares them as asked for: with a granule, ask for multiples of it. Spans that wait keep their neighbours from merging; [`flush`](Self::flush) lets them.
+/// It takes `32 · SLOTS · 16` bytes and no other memory, and places spans at an alignment of at most what they had.
+pub struct Deferred<E, const SLOTS: usize = 8> {
+    engine: E,
+    bins: [[Span; SLOTS]; BINS],
+    waiting: [usize; BINS],
+    units: u64,
+}
+
+impl<E: Placement, const SLOTS: usize> Deferred<E, SLOTS> {
+    /// In front of `engine`.
+    pub const fn new(engine: E) -> Self {
+        const { assert!(SLOTS >= 1) };
+        Self { engine, bins: [[Span::new(0, 0); SLOTS]; BINS], waiting: [0; BINS], units: 0 }
+    }
+
+    /// The engine behind. Spans that wait look live to it.
+    pub const fn engine(&self) -> &E {
+        &self.engine
+    }
+
+    /// Passes everything that waits on to the engine, which merges it.
+    pub fn flush(&mut self) {
+        for bin in 0..BINS {
+            self.pass_on(bin, self.waiting[bin]);
+        }
+    }
+
+    /// The engine behind, with nothing waiting.
+    pub fn into_engine(mut self) -> E {
+        self.flush();
+        self.engine
+    }
+
+    fn pass_on(&mut self, bin: usize, count: usize) {
+        for &span in &self.bins[bin][..count] {
+            self.units -= span.len;
+            self.engine.vacate(span);
+        }
+        self.bins[bin].copy_within(count..self.waiting[bin], 0);
+        self.waiting[bin] -= count;
+    }
+
+    const fn bin(len: u64) -> usize {
+        (len.wrapping_mul(0x9E37_79B9_7F4A_7C15) >> (64 - BINS.trailing_zeros())) as usize
+    }
+}
+
+impl<E: Placement, const SLOTS: usize> Placement for Deferred<E, SLOTS> {
+    fn add(&mut self, space: Span) -> Result<(), PlacementError> {
+        self.engine.add(space)
+    }
+
+    fn remove(&mut self, space: Span) -> Result<(), PlacementError> {
+        self.flush();
+        self.engine.remove(space)
+    }
+
+    fn place(&mut self, len: u64, align: u64) -> Result<Span, PlaceError> {
+        let bin = Self::bin(len);
+        let waiting = &mut self.bins[bin][..self.waiting[bin]];
+        if align.is_power_of_two()
+            && let Some(at) =
+                waiting.iter().rposition(|span| span.len == len && span.offset & (align - 1) == 0)
+        {
+            let span = waiting[at];
+            waiting.copy_within(at + 1.., at);
+            self.waiting[bin] -= 1;
+            self.units -= len;
+            return Ok(span);
+        }
+        let placed = self.engine.place(len, align);
+        if self.units == 0 || !matches!(placed, Err(PlaceError::NoRoom { .. } | PlaceError::NoMetadata)) {
+            return placed;
+        }
+        self.flush();
+        self.engine.place(len, align)
+    }
+
+    fn vacate(&mut self, span: Span) {
+        let bin = Self::bin(span.len);
+        // A span that waits is live to the engine, so vacating it twice would go unseen there and be handed out twice here.
+        if self.bins[bin][..self.waiting[bin]].contains(&span) {
+            return crate::misuse::misuse(PlacementError::NotPlaced { span });
+        }
+        if self.waiting[bin] == SLOTS {
+            self.pass_on(bin, SLOTS.div_ceil(2));
+        }
+        self.bins[bin][self.waiting[bin]] = span;
+        self.waiting[bin] += 1;
+        self.units += span.len;
+    }
+
+    /// With what waits.
+    fn free_bytes(&self) -> u64 {
+        self.engine.free_bytes() + self.units
+    }
+
+    /// Without what waits.
+    fn largest_free(&self) -> u64 {
+        self.engine.largest_free()
+    }
+}
+
+impl<E: Survey, const SLOTS: usize> Survey for Deferred<E, SLOTS> {
+    /// Spans that wait are shown as holes.
+    fn survey(&self, see: &mut dyn FnMut(Plot)) {
+        self.engine.survey(&mut |mut plot| {
+            let bin = Self::bin(plot.span.len);
+            if matches!(plot.used, Use::Live { .. })
+                && self.bins[bin][..self.waiting[bin]].contains(&plot.span)
+            {
+                plot.used = Use::Hole;
+            }
+            see(plot);
+        });
+    }
+}

@@ -1,0 +1,324 @@
+//! What all engines but the buddy system share: an engine is its records and a policy.
+//!
+//! Invariants: every hole is in the policy's index, nothing else is; no two holes are neighbours; offsets and lengths are
+//! multiples of the granule.
+//!
+//! Protocol: the policy finds a hole; the engine carves the span out of it and tells the policy how the hole has changed.
+//! Vacating finds the live record by its offset in a table, merges it with the holes around it, and tells the policy.
+//! Where one neighbour is a hole, that hole keeps its record and only changes its length, which many policies can do in
+//! place; the cost of a pair is then two changes of a length.
+
+use crate::fixed::Fixed;
+use crate::misuse::misuse;
+use crate::node::Node;
+use crate::spans::Spans;
+use crate::survey::{Plot, Survey};
+use allocator_api2::alloc::{Allocator, Global};
+use core::mem::MaybeUninit;
+use terrane_core::{PlaceError, Placement, PlacementError, Span};
+
+/// How an engine orders its holes, and which one it takes: the part in which the engines differ.
+///
+/// The methods get all records as a slice; a hole's two links and its `extra` belong to the policy.
+pub trait Policy: Sized {
+    /// What the policy keeps in a record beside two links.
+    type Extra: Copy + Default;
+    /// With an empty index, for lengths that are multiples of `2^shift`.
+    fn new(shift: u32) -> Self;
+    /// Enters a hole.
+    fn insert(&mut self, nodes: &mut [Node<Self::Extra>], hole: u32);
+    /// Takes out a hole whose length was `len` when the policy last saw it.
+    fn remove(&mut self, nodes: &mut [Node<Self::Extra>], hole: u32, len: u64);
+    /// A hole that has grown or shrunk, from `len` to what its record says now. Its offset may have changed, but not its
+    /// place in the order of addresses.
+    #[inline]
+    fn resize(&mut self, nodes: &mut [Node<Self::Extra>], hole: u32, len: u64) {
+        self.remove(nodes, hole, len);
+        self.insert(nodes, hole);
+    }
+    /// A hole, and the lowest multiple of `align` in it at which `len` units fit; `None` only if there is none at all.
+    fn find(&mut self, nodes: &[Node<Self::Extra>], len: u64, align: u64) -> Option<(u32, u64)>;
+    /// Length of the largest hole.
+    fn largest(&self, nodes: &[Node<Self::Extra>]) -> u64;
+}
+
+/// A placement engine: records of spans and holes, and a policy that picks a hole. See [`Tlsf`](crate::Tlsf),
+/// [`BestFit`](crate::BestFit), [`FirstFit`](crate::FirstFit) and [`NextFit`](crate::NextFit).
+///
+/// `A` supplies memory for metadata, never less than when a span is [placed](Placement::place), a space added or removed.
+pub struct Engine<P: Policy, A: Allocator = Global> {
+    spans: Spans<P::Extra, A>,
+    policy: P,
+    granule: u64,
+}
+
+impl<P: Policy> Engine<P> {
+    /// An engine over no space yet, with a granule of one unit and metadata from the global allocator.
+    pub fn new() -> Self {
+        Self::new_in(1, Global)
+    }
+
+    /// As [`new`](Self::new); lengths are rounded up to multiples of `granule`, and every offset is one.
+    ///
+    /// # Panics
+    /// If `granule` is not a power of two.
+    pub fn with_granule(granule: u64) -> Self {
+        Self::new_in(granule, Global)
+    }
+}
+
+impl<P: Policy> Default for Engine<P> {
+    fn default() -> Self {
+        Self::new()
+    }
+}
+
+impl<'b, P: Policy> Engine<P, Fixed<'b>> {
+    /// An engine whose metadata lies in `buffer` and never grows: operations that would need more of it fail with
+    /// `NoMetadata`. [`buffer_for`](Self::buffer_for) says how long it should be.
+    ///
+    /// # Panics
+    /// If `granule` is not a power of two.
+    pub fn in_buffer(granule: u64, buffer: &'b mut [MaybeUninit<u8>]) -> Self {
+        Self::over(granule, Spans::in_buffer(buffer))
+    }
+
+    /// Bytes of a buffer with which `spans` spans can be live in `spaces` spaces, however they lie.
+    pub const fn buffer_for(spans: usize, spaces: usize) -> usize {
+        // A hole between any two live spans and at both ends of each space, the spaces, and what a call sets aside.
+        Spans::<P::Extra, Fixed<'b>>::buffer_for(2 * spans + 2 * spaces + 2)
+    }
+}
+
+impl<P: Policy, A: Allocator> Engine<P, A> {
+    /// As [`with_granule`](Engine::with_granule), with metadata from `allocator`.
+    ///
+    /// # Panics
+    /// If `granule` is not a power of two.
+    pub fn new_in(granule: u64, allocator: A) -> Self
+    where
+        A: Clone,
+    {
+        Self::over(granule, Spans::new_in(allocator.clone(), allocator))
+    }
+
+    fn over(granule: u64, spans: Spans<P::Extra, A>) -> Self {
+        assert!(granule.is_power_of_two(), "a granule is a power of two, {granule} is not");
+        Self { spans, policy: P::new(granule.trailing_zeros()), granule }
+    }
+
+    /// Sets memory aside for `spans` live spans however they lie, so that placing that many cannot fail for want of it
+    /// and takes no time for it.
+    ///
+    /// # Errors
+    /// [`PlacementError::NoMetadata`]; nothing has changed then.
+    pub fn reserve(&mut self, spans: usize) -> Result<(), PlacementError> {
+        self.spans.preallocate(spans.saturating_mul(2).saturating_add(4))
+    }
+
+    /// The unit that lengths are rounded to.
+    pub const fn granule(&self) -> u64 {
+        self.granule
+    }
+
+    /// Number of live spans.
+    pub const fn live(&self) -> usize {
+        self.spans.live() as usize
+    }
+
+    /// Length of all spaces that were added and not removed.
+    pub const fn capacity(&self) -> u64 {
+        self.spans.total()
+    }
+
+    fn check(&self, span: Span) -> Result<(), PlacementError> {
+        let bits = span.offset | span.len;
+        if span.len == 0 || bits & (self.granule - 1) != 0 || span.end().is_none() {
+            return Err(PlacementError::BadSpan { span });
+        }
+        Ok(())
+    }
+
+    /// Merges `node`, a hole in no index whose neighbours may be holes, and enters what comes of it.
+    #[inline(always)]
+    fn settle(&mut self, node: u32) {
+        let (span, prev, next) = {
+            let record = &self.spans[node];
+            (record.span(), record.prev, record.next)
+        };
+        match (self.spans[prev].is_hole(), self.spans[next].is_hole()) {
+            (false, false) => self.policy.insert(self.spans.nodes(), node),
+            (true, false) => {
+                self.spans.unlink(node);
+                self.widen(prev, span.len);
+            }
+            (false, true) => {
+                self.spans.unlink(node);
+                self.spans[next].offset = span.offset;
+                self.widen(next, span.len);
+            }
+            (true, true) => {
+                let above = self.spans[next].len;
+                self.policy.remove(self.spans.nodes(), next, above);
+                self.spans.unlink(node);
+                self.spans.unlink(next);
+                self.widen(prev, span.len + above);
+            }
+        }
+    }
+
+    #[inline(always)]
+    fn widen(&mut self, hole: u32, by: u64) {
+        let len = self.spans[hole].len;
+        self.spans[hole].len = len + by;
+        self.policy.resize(self.spans.nodes(), hole, len);
+    }
+
+    /// Cuts `span` out of `hole`, which it lies in, as a record that is in no index. Only after reserving two records.
+    #[inline(always)]
+    fn carve(&mut self, hole: u32, span: Span) -> u32 {
+        let (whole, below) = {
+            let record = &self.spans[hole];
+            (record.len, span.offset - record.offset)
+        };
+        let above = whole - below - span.len;
+        if below == 0 && above == 0 {
+            self.policy.remove(self.spans.nodes(), hole, whole);
+            return hole;
+        }
+        if below == 0 {
+            let node = self.spans.insert_before(hole, span);
+            let record = &mut self.spans[hole];
+            (record.offset, record.len) = (span.offset + span.len, above);
+            self.policy.resize(self.spans.nodes(), hole, whole);
+            return node;
+        }
+        let node = self.spans.insert_after(hole, span);
+        self.spans[hole].len = below;
+        self.policy.resize(self.spans.nodes(), hole, whole);
+        if above != 0 {
+            let rest = self.spans.insert_after(node, Span::new(span.offset + span.len, above));
+            self.policy.insert(self.spans.nodes(), rest);
+        }
+        node
+    }
+
+    #[cold]
+    fn no_room(&self, requested: u64) -> PlaceError {
+        let (free, largest) = (self.free_bytes(), self.largest_free());
+        PlaceError::NoRoom { requested, free, largest }
+    }
+
+    /// As [`Placement::place`], and the record of the span.
+    #[inline(always)]
+    pub(crate) fn place_record(&mut self, len: u64, align: u64) -> Result<u32, PlaceError> {
+        if !align.is_power_of_two() {
+            return Err(PlaceError::BadAlign { requested: align });
+        }
+        let rounded = match len.checked_add(self.granule - 1) {
+            Some(sum) if len != 0 => sum & !(self.granule - 1),
+            _ => return Err(PlaceError::BadLength { requested: len }),
+        };
+        self.spans.reserve(2).map_err(|_| PlaceError::NoMetadata)?;
+        let Some((hole, offset)) = self.policy.find(self.spans.nodes_ref(), rounded, align.max(self.granule))
+        else {
+            return Err(self.no_room(len));
+        };
+        let node = self.carve(hole, Span::new(offset, rounded));
+        self.spans.make_live(node, rounded - len);
+        Ok(node)
+    }
+
+    /// [`Placement::vacate`] that checks: the one difference is that a wrong span is an error, in every build.
+    ///
+    /// # Errors
+    /// [`PlacementError::NotPlaced`] if `span` is not a live one; nothing has changed then.
+    #[inline]
+    pub fn try_vacate(&mut self, span: Span) -> Result<(), PlacementError> {
+        let Some(node) = self.spans.make_hole(span) else { return Err(PlacementError::NotPlaced { span }) };
+        self.settle(node);
+        Ok(())
+    }
+
+    /// Makes a live span longer or shorter where it lies; its new form is returned and takes the place of `span`.
+    ///
+    /// # Errors
+    /// [`PlaceError::NoRoom`] if what follows is not a hole, or not long enough; [`PlaceError::BadLength`] for a length of
+    /// zero and for a span that is not live; [`PlaceError::NoMetadata`]. Nothing has changed then.
+    pub fn resize(&mut self, span: Span, len: u64) -> Result<Span, PlaceError> {
+        let rounded = match len.checked_add(self.granule - 1) {
+            Some(sum) if len != 0 => sum & !(self.granule - 1),
+            _ => return Err(PlaceError::BadLength { requested: len }),
+        };
+        self.spans.reserve(2).map_err(|_| PlaceError::NoMetadata)?;
+        let Some(node) = self.spans.find_live(span) else {
+            return Err(PlaceError::BadLength { requested: len });
+        };
+        let next = self.spans[node].next;
+        let room = if self.spans[next].is_hole() { self.spans[next].len } else { 0 };
+        if rounded > span.len && rounded - span.len > room {
+            return Err(self.no_room(len));
+        }
+        // Out of its bucket and back, so that the counts of free units and of waste are kept by one piece of code.
+        let live = self.spans.make_hole(span);
+        debug_assert_eq!(live, Some(node));
+        if rounded > span.len {
+            let more = self.carve(next, Span::new(span.offset + span.len, rounded - span.len));
+            self.spans.unlink(more);
+        }
+        self.spans[node].len = rounded;
+        self.spans.make_live(node, rounded - len);
+        if rounded < span.len {
+            let rest = Span::new(span.offset + rounded, span.len - rounded);
+            let rest = self.spans.insert_after(node, rest);
+            self.settle(rest);
+        }
+        Ok(Span::new(span.offset, rounded))
+    }
+}
+
+impl<P: Policy, A: Allocator> Placement for Engine<P, A> {
+    fn add(&mut self, space: Span) -> Result<(), PlacementError> {
+        self.check(space)?;
+        self.spans.reserve(2)?;
+        let hole = self.spans.open(space)?;
+        self.settle(hole);
+        Ok(())
+    }
+
+    fn remove(&mut self, space: Span) -> Result<(), PlacementError> {
+        self.check(space)?;
+        let hole = self.spans.hole_around(space)?;
+        self.spans.reserve(3)?;
+        let node = self.carve(hole, space);
+        self.spans.close(node);
+        Ok(())
+    }
+
+    #[inline]
+    fn place(&mut self, len: u64, align: u64) -> Result<Span, PlaceError> {
+        let node = self.place_record(len, align)?;
+        Ok(self.spans[node].span())
+    }
+
+    #[inline]
+    fn vacate(&mut self, span: Span) {
+        if let Err(error) = self.try_vacate(span) {
+            misuse(error);
+        }
+    }
+
+    fn free_bytes(&self) -> u64 {
+        self.spans.free
+    }
+
+    fn largest_free(&self) -> u64 {
+        self.policy.largest(self.spans.nodes_ref())
+    }
+}
+
+impl<P: Policy, A: Allocator> Survey for Engine<P, A> {
+    fn survey(&self, see: &mut dyn FnMut(Plot)) {
+        self.spans.walk(&mut |_, node| see(Plot::of(node)));
+    }
+}
