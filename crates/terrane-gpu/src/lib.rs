@@ -50,6 +50,9 @@ mod bins;
 pub mod buf;
 pub mod capture;
 pub mod chunks;
+pub mod conformance;
+#[cfg(feature = "cuda")]
+pub mod cuda;
 pub mod device;
 #[doc(hidden)]
 pub mod epoch;
@@ -69,6 +72,8 @@ pub mod vmm;
 
 pub use buf::{DeviceBuf, Plain};
 pub use chunks::{ChunkConfig, Chunks, DevicePoolOf};
+#[cfg(feature = "cuda")]
+pub use cuda::{Cuda, CudaBuf};
 pub use device::{
     Device, DeviceInfo, DeviceMemoryInfo, DriverResult, Event, OrderedMemory, Physical, Stream, Streams,
     Uuid, VirtualMemory,

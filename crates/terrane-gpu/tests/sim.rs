@@ -82,6 +82,28 @@ fn the_scheduler_runs_ordered_work_in_order_whatever_the_seed() {
 }
 
 #[test]
+fn an_event_that_is_destroyed_still_holds_back_who_waits_for_it() {
+    for seed in 0..30 {
+        let sim = Sim::with(SimConfig { seed, ..small() });
+        let device = sim.device(0);
+        let (a, b) = (device.stream_create().unwrap(), device.stream_create().unwrap());
+        let event = device.event_create().unwrap();
+        let address = device.alloc(512).unwrap();
+        // SAFETY: the memory is never freed.
+        unsafe {
+            device.fill(address, 1, 512, a).unwrap();
+            device.event_record(event, a).unwrap();
+            device.stream_wait(b, event).unwrap();
+            device.event_destroy(event);
+            device.fill(address, 2, 512, b).unwrap();
+        }
+        assert!(device.event_record(event, a).is_err(), "it is gone for the host");
+        sim.run_all();
+        assert_eq!(sim.peek(address, 1).unwrap(), [2]);
+    }
+}
+
+#[test]
 fn nothing_runs_until_somebody_waits_and_different_seeds_run_differently() {
     let outcome = |seed| {
         let sim = Sim::with(SimConfig { seed, eagerness: 0, ..small() });

@@ -2,8 +2,11 @@
 #![cfg(not(loom))]
 
 mod common;
+#[path = "common/dice.rs"]
+mod dice;
 
-use common::{Dice, FirstFit};
+use common::FirstFit;
+use dice::Dice;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU32, Ordering::SeqCst};
 use terrane_gpu::sim::{Access, Call, Fault, Sim, SimConfig, SimDevice, Violation};

@@ -235,7 +235,7 @@ unsafe impl Streams for SimDevice {
     }
 
     fn event_destroy(&self, event: Event) {
-        self.world.with(|s| s.events.remove(&event.0));
+        self.world.with(|s| s.destroy_event(event.0));
     }
 
     fn event_record(&self, event: Event, stream: Stream) -> DriverResult<()> {

@@ -107,6 +107,8 @@ pub(super) struct EventState {
     clock: Clock,
     nanos: u64,
     captured: bool,
+    /// Destroyed, and kept until its records have run: whoever waits for one still does.
+    destroyed: bool,
 }
 
 #[derive(Default)]
@@ -276,12 +278,22 @@ impl State {
         self.devices[device].engines[slot] = end;
     }
 
+    /// Destroys an event; waits for its records stay.
+    pub(super) fn destroy_event(&mut self, event: u64) {
+        if let Some(state) = self.events.get_mut(&event) {
+            state.destroyed = true;
+            if state.pending.is_empty() {
+                self.events.remove(&event);
+            }
+        }
+    }
+
     /// Records an event: work of the stream, and from now on the event stands for this moment.
     pub(super) fn record(&mut self, event: u64, stream: usize) -> DriverResult<()> {
         let captured = self.streams[stream].capture.is_some();
         self.streams[stream].clock.join(&self.host);
         let (clock, nanos) = (self.streams[stream].clock.clone(), self.streams[stream].ready_nanos);
-        let Some(state) = self.events.get_mut(&event) else {
+        let Some(state) = self.events.get_mut(&event).filter(|e| !e.destroyed) else {
             return Err(DriverError {
                 call: Call::EventRecord.driver_name(),
                 code: DriverError::INVALID_HANDLE,
@@ -300,7 +312,7 @@ impl State {
     /// Makes a stream wait for the latest record of an event.
     pub(super) fn wait(&mut self, stream: usize, event: u64) -> DriverResult<()> {
         let call = Call::StreamWait.driver_name();
-        let Some(state) = self.events.get(&event) else {
+        let Some(state) = self.events.get(&event).filter(|e| !e.destroyed) else {
             return Err(DriverError { call, code: DriverError::INVALID_HANDLE });
         };
         let (clock, nanos, generation) = (state.clock.clone(), state.nanos, state.generation);
@@ -322,7 +334,7 @@ impl State {
     /// Whether the latest record of an event has run; the dice may run some work first.
     pub(super) fn query(&mut self, event: u64) -> DriverResult<bool> {
         self.wander();
-        let Some(state) = self.events.get(&event) else {
+        let Some(state) = self.events.get(&event).filter(|e| !e.destroyed) else {
             return Err(DriverError {
                 call: Call::EventQuery.driver_name(),
                 code: DriverError::INVALID_HANDLE,
@@ -338,7 +350,7 @@ impl State {
 
     /// The host waits for an event.
     pub(super) fn synchronize_event(&mut self, event: u64) -> DriverResult<()> {
-        let Some(state) = self.events.get(&event) else {
+        let Some(state) = self.events.get(&event).filter(|e| !e.destroyed) else {
             return Err(DriverError {
                 call: Call::EventSynchronize.driver_name(),
                 code: DriverError::INVALID_HANDLE,
@@ -424,6 +436,9 @@ impl State {
             Work::Record { event, generation } => {
                 if let Some(state) = self.events.get_mut(&event) {
                     state.pending.retain(|&g| g != generation);
+                    if state.destroyed && state.pending.is_empty() {
+                        self.events.remove(&event);
+                    }
                 }
                 return;
             }

@@ -1,0 +1,224 @@
+//! The CUDA back-end. The `cuda_…` tests run on whatever driver the machine has and are skipped where there is none; the
+//! others run them again in a child process over a driver made of the simulated device, and look at what happens when the
+//! driver is missing, too old, empty or broken.
+#![cfg(all(feature = "cuda", not(loom)))]
+
+mod common;
+
+use common::FirstFit;
+use cudarc::driver::{CudaContext, DevicePtr, DevicePtrMut, DeviceSlice};
+use std::io::Write;
+use std::path::{Path, PathBuf};
+use std::process::{Command, Output};
+use std::sync::Arc;
+use std::sync::atomic::{AtomicU32, Ordering};
+use terrane_gpu::conformance;
+use terrane_gpu::{
+    ChunkConfig, Cuda, CudaBuf, Device, DevicePool, GpuAbsence, Streams, VariablePool, sim::Sim,
+};
+
+fn device(ordinal: u32, test: &str) -> Option<Arc<Cuda>> {
+    match Cuda::open(ordinal) {
+        Ok(device) => Some(device),
+        Err(why) => {
+            let _ = writeln!(std::io::stderr(), "skipped: {test}: {why}");
+            None
+        }
+    }
+}
+
+/// The simulation behind the fake driver reports what was done against the rules.
+fn assert_no_violations() {
+    // SAFETY: the library is loaded, and the function, where it exists, has this type.
+    let violations = unsafe {
+        cudarc::driver::sys::culib()
+            .get::<unsafe extern "C" fn() -> u64>(b"fake_cuda_violations\0")
+            .map_or(0, |count| count())
+    };
+    assert_eq!(violations, 0);
+}
+
+#[test]
+fn the_simulated_device_conforms() {
+    for seed in 0..4 {
+        let sim = Sim::with(terrane_gpu::SimConfig { seed, ..terrane_gpu::SimConfig::default() });
+        for outcome in conformance::run(&sim.device(0), FirstFit::default) {
+            assert_eq!(outcome.failure, None, "{}", outcome.name);
+        }
+        assert_eq!(sim.violations(), []);
+        assert_eq!(sim.used_bytes(0), 0);
+    }
+}
+
+#[test]
+fn cuda_device_conforms() {
+    let Some(device) = device(0, "cuda_device_conforms") else { return };
+    assert!(!device.info().simulated && device.info().total_bytes > 0 && !device.info().name.is_empty());
+    for outcome in conformance::run(&device, FirstFit::default) {
+        assert_eq!(outcome.failure, None, "{}", outcome.name);
+    }
+    assert_no_violations();
+}
+
+#[test]
+fn cuda_buffer_of_a_pool_is_taken_where_cudarc_wants_a_device_pointer() {
+    let Some(device) = device(0, "cuda_buffer_of_a_pool") else { return };
+    let context = CudaContext::new(0).unwrap();
+    let (main, side) = (context.new_stream().unwrap(), context.new_stream().unwrap());
+    let pool = Arc::new(VariablePool::on(device.clone(), ChunkConfig::default(), FirstFit::default));
+    let mut buf = CudaBuf::<f32, _>::new_in(&device, pool.clone(), 1000, &main).unwrap();
+    let values: Vec<f32> = (0..1000).map(|i| i as f32).collect();
+    main.memcpy_htod(&values, &mut buf).unwrap();
+    assert_eq!(main.clone_dtoh(&buf).unwrap(), values);
+    // On another stream: ordered behind the first, and the first behind it afterwards.
+    let doubled: Vec<f32> = values.iter().map(|v| v * 2.0).collect();
+    side.memcpy_htod(&doubled, &mut buf).unwrap();
+    assert_eq!(main.clone_dtoh(&buf).unwrap(), doubled);
+    main.memset_zeros(&mut buf).unwrap();
+    assert_eq!(side.clone_dtoh(&buf).unwrap(), vec![0.0; 1000]);
+    assert_eq!((DeviceSlice::<f32>::len(&buf), *buf.arg()), (1000, buf.as_buf().address()));
+    let (read, _) = buf.device_ptr(&main);
+    assert_eq!(read, *buf.arg());
+    let (written, sync) = buf.device_ptr_mut(&side);
+    drop(sync);
+    assert_eq!(written, read);
+    drop(buf);
+    // Freed on `main`, and used on `side`: whoever comes next waits for both.
+    let again = CudaBuf::<f32, _>::new_in(&device, pool.clone(), 1000, &side).unwrap();
+    assert_eq!(*again.arg(), read);
+    assert!(pool.stats().waits >= 1, "{:?}", pool.stats());
+    drop(again);
+    assert_no_violations();
+}
+
+#[test]
+fn cuda_streams_are_known_again_and_errors_are_codes() {
+    let Some(device) = device(0, "cuda_streams") else { return };
+    let context = CudaContext::new(0).unwrap();
+    let stream = context.new_stream().unwrap();
+    // SAFETY: the stream is alive.
+    let (a, b) = unsafe {
+        (device.adopt(stream.cu_stream().cast()).unwrap(), device.adopt(stream.cu_stream().cast()).unwrap())
+    };
+    assert_eq!(a, b);
+    let own = device.stream_create().unwrap();
+    assert_ne!(own.key(), a.key());
+    device.stream_destroy(own).unwrap();
+    let error = device.alloc(1 << 50).unwrap_err();
+    assert!(error.is_out_of_memory(), "{error}");
+}
+
+#[test]
+fn cuda_calls_back_when_work_is_done() {
+    let Some(device) = device(0, "cuda_calls_back") else { return };
+    let stream = device.stream_create().unwrap();
+    let called = Arc::new(AtomicU32::new(0));
+    let there = called.clone();
+    device.when_done(stream, Box::new(move || there.store(1, Ordering::SeqCst))).unwrap();
+    device.stream_synchronize(stream).unwrap();
+    assert_eq!(called.load(Ordering::SeqCst), 1);
+    let event = device.event_create().unwrap();
+    device.event_record(event, stream).unwrap();
+    device.event_synchronize(event).unwrap();
+    assert!(device.event_query(event).unwrap());
+    device.event_destroy(event);
+}
+
+#[test]
+fn cuda_copies_between_devices() {
+    let Some(from) = device(0, "cuda_copies_between_devices") else { return };
+    let Some(to) = device(1, "cuda_copies_between_devices") else { return };
+    let (a, b) = (from.alloc(4096).unwrap(), to.alloc(4096).unwrap());
+    let (stream, there) = (from.stream_create().unwrap(), to.stream_create().unwrap());
+    let mut bytes = [0; 16];
+    // SAFETY: the memory is ours until it is freed, after the host has waited.
+    unsafe {
+        from.fill(a, 77, 4096, stream).unwrap();
+        from.copy_peer(b, to.info().uuid, a, 4096, stream).unwrap();
+        from.stream_synchronize(stream).unwrap();
+        to.download(bytes.as_mut_ptr(), b + 4000, 16, there).unwrap();
+        to.stream_synchronize(there).unwrap();
+        from.free(a).unwrap();
+        to.free(b).unwrap();
+    }
+    assert_eq!(bytes, [77; 16]);
+    assert_no_violations();
+}
+
+#[test]
+fn child_says_what_is_absent() {
+    if let Ok(expected) = std::env::var("EXPECTED_ABSENCE") {
+        let kind = match Cuda::open(0).map(|_| ()) {
+            Ok(()) => "None",
+            Err(GpuAbsence::NoLibrary { .. }) => "NoLibrary",
+            Err(GpuAbsence::MissingSymbol { .. }) => "MissingSymbol",
+            Err(GpuAbsence::NoDevice { .. }) => "NoDevice",
+            Err(GpuAbsence::Driver(_)) => "Driver",
+            Err(other) => panic!("{other}"),
+        };
+        assert_eq!(kind, expected);
+    }
+}
+
+/// A folder that holds the named example library as the driver.
+fn folder_with(library: &str) -> PathBuf {
+    let deps = std::env::current_exe().unwrap().parent().unwrap().to_path_buf();
+    let built = deps.parent().unwrap().join("examples").join(format!("lib{library}.so"));
+    if !built.exists() {
+        // Only one test was asked for, so cargo did not build the examples.
+        let build = ["build", "--quiet", "--package", "terrane-gpu", "--example", library];
+        assert!(Command::new(env!("CARGO")).args(build).status().unwrap().success());
+    }
+    let folder = deps.join(format!("driver-{library}"));
+    std::fs::create_dir_all(&folder).unwrap();
+    // Two tests may do this at once: each copies to a name of its own and moves that into place.
+    static COPIES: AtomicU32 = AtomicU32::new(0);
+    let copy = COPIES.fetch_add(1, Ordering::Relaxed);
+    let own = folder.join(format!("{}-{copy}", std::process::id()));
+    std::fs::copy(&built, &own).unwrap_or_else(|e| panic!("{}: {e}", built.display()));
+    std::fs::rename(own, folder.join("libcuda.so")).unwrap();
+    folder
+}
+
+fn child(folder: &Path, filter: &str, environment: &[(&str, &str)]) -> Output {
+    Command::new(std::env::current_exe().unwrap())
+        .args([filter, "--nocapture", "--test-threads=1"])
+        .env("LD_LIBRARY_PATH", folder)
+        .envs(environment.iter().copied())
+        .output()
+        .unwrap()
+}
+
+#[test]
+#[cfg(target_os = "linux")]
+fn the_back_end_passes_over_a_driver_made_of_the_simulation() {
+    let folder = folder_with("fake_cuda");
+    for seed in ["1", "2", "3"] {
+        let output = child(&folder, "cuda_", &[("FAKE_CUDA_SEED", seed)]);
+        let text = String::from_utf8_lossy(&output.stdout) + String::from_utf8_lossy(&output.stderr);
+        assert!(output.status.success(), "{text}");
+        assert!(text.contains("5 passed") && !text.contains("skipped:"), "{text}");
+    }
+}
+
+#[test]
+#[cfg(target_os = "linux")]
+fn every_kind_of_absence_is_told_and_nothing_panics() {
+    let fake = folder_with("fake_cuda");
+    let old = folder_with("fake_cuda_old");
+    let cases = [
+        (&old, "MissingSymbol", vec![]),
+        (&fake, "NoDevice", vec![("FAKE_CUDA_DEVICES", "0")]),
+        (&fake, "Driver", vec![("FAKE_CUDA_INIT", "999")]),
+        (&fake, "None", vec![]),
+    ];
+    for (folder, expected, mut environment) in cases {
+        environment.push(("EXPECTED_ABSENCE", expected));
+        let output = child(folder, "child_says_what_is_absent", &environment);
+        assert!(output.status.success(), "{expected}: {}", String::from_utf8_lossy(&output.stdout));
+    }
+    if matches!(Cuda::open(0), Err(GpuAbsence::NoLibrary { .. })) {
+        let output = child(Path::new("/nowhere"), "child_says", &[("EXPECTED_ABSENCE", "NoLibrary")]);
+        assert!(output.status.success());
+    }
+}
