@@ -15,7 +15,7 @@ const fn small_size(bytes: usize, align: usize) -> Option<usize> {
     let bytes = if bytes == 0 { 1 } else { bytes };
     // Requests near the end of the address space wrap around to 0 here, and are no small request.
     let rounded = bytes.wrapping_add(align - 1) & !(align - 1);
-    if rounded.wrapping_sub(1) < MAX_SMALL && align <= MAX_SMALL { Some(rounded) } else { None }
+    if rounded.wrapping_sub(1) < MAX_SMALL && align <= SLICE_BYTES { Some(rounded) } else { None }
 }
 
 /// A block of `bytes` at a multiple of `align`; null when memory is out.
@@ -48,7 +48,7 @@ fn alloc_large(bytes: usize, align: usize) -> *mut u8 {
     if bytes > isize::MAX as usize {
         return ptr::null_mut();
     }
-    with_heap(|heap, lists| heap.alloc_large(lists, bytes, align).0).unwrap_or(ptr::null_mut())
+    with_heap(|heap, lists| heap.alloc_large(lists, bytes, align, true).0).unwrap_or(ptr::null_mut())
 }
 
 /// The same, filled with zeros. Memory that is fresh from the system is not filled again.
@@ -91,9 +91,8 @@ fn alloc_zeroed_tracked(bytes: usize, align: usize) -> *mut u8 {
                 (block, false)
             }
         }
-        None => {
-            with_heap(|heap, lists| heap.alloc_large(lists, bytes, align)).unwrap_or((ptr::null_mut(), false))
-        }
+        None => with_heap(|heap, lists| heap.alloc_large(lists, bytes, align, false))
+            .unwrap_or((ptr::null_mut(), false)),
     };
     if !block.is_null() {
         // The first word of a block that was never used may hold a link.

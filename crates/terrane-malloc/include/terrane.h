@@ -7,8 +7,8 @@
  * Environment variables, read when the library is loaded:
  *   TERRANE_PURGE_DELAY_MS  milliseconds that free memory is kept for reuse, or "never" (500)
  *   TERRANE_PURGE           "now" or "lazy": when memory goes back to the system (now)
- *   TERRANE_HUGE_CACHE_MIB  MiB of freed blocks above 16 MiB that are kept for reuse (256)
- *   TERRANE_LARGE_CACHE_MIB MiB of freed blocks of 32 KiB to 16 MiB that each thread keeps (16)
+ *   TERRANE_HUGE_CACHE_MIB  MiB of freed blocks above 4 MiB that are kept for reuse (256)
+ *   TERRANE_LARGE_CACHE_MIB MiB of freed blocks of 32 KiB to 4 MiB that each thread keeps (4)
  *   TERRANE_HUGE_PAGES      "on" or "off": huge pages behind blocks that grow large (on)
  *   TERRANE_NUMA            "on" or "off": memory of each NUMA node kept apart (off)
  *   TERRANE_REPORT          a path, or "stderr": where the heap report goes at exit (no report)

@@ -5,7 +5,7 @@
 //! | `TERRANE_PURGE_DELAY_MS` | a number, or `never` | 500 | milliseconds that free memory is kept for reuse |
 //! | `TERRANE_PURGE` | `now`, `lazy` | `now` | whether memory goes back at once or when the system needs it |
 //! | `TERRANE_HUGE_CACHE_MIB` | a number | 256 | MiB of freed huge blocks kept for reuse |
-//! | `TERRANE_LARGE_CACHE_MIB` | a number | 16 | MiB of freed large blocks that each thread keeps |
+//! | `TERRANE_LARGE_CACHE_MIB` | a number | 4 | MiB of freed large blocks that each thread keeps |
 //! | `TERRANE_HUGE_PAGES` | `on`, `off` | `on` | transparent huge pages behind blocks that grow large |
 //! | `TERRANE_NUMA` | `on`, `off` | `off` | memory of each NUMA node kept apart |
 //! | `TERRANE_REPORT` | a path, or `stderr` | none | where the report goes at exit |

@@ -25,8 +25,10 @@ const WORDS: usize = if cfg!(target_pointer_width = "64") { 512 } else { 16 };
 /// Where the four maps of an arena lie: in the slack behind the metadata of its first segment.
 const MAPS_START: usize = METADATA_END.next_multiple_of(4096);
 const MAP_BYTES: usize = WORDS * size_of::<AtomicU64>();
+/// Bytes of all four maps.
+pub(crate) const MAPS_BYTES: usize = 4 * MAP_BYTES;
 
-const _: () = assert!(MAPS_START + 4 * MAP_BYTES <= HEADER_SLICES * SLICE_BYTES);
+const _: () = assert!(MAPS_START + MAPS_BYTES <= HEADER_SLICES * SLICE_BYTES);
 
 /// How large the next arena is: `initial << min(arenas / batch, max_shift)` segments.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
@@ -109,11 +111,11 @@ impl Arena {
         // SAFETY: the maps lie in the first segment of the extent, which nobody else knows yet.
         unsafe {
             let start = NonNull::new(maps).expect("an extent has an address");
-            if let Err(error) = source.commit(start, 4 * MAP_BYTES) {
+            if let Err(error) = source.commit(start, MAPS_BYTES) {
                 return Err((extent, error));
             }
             if !zeroed {
-                maps.write_bytes(0, 4 * MAP_BYTES);
+                maps.write_bytes(0, MAPS_BYTES);
             }
         }
         let (_, len, cookie) = extent.into_raw();

@@ -78,30 +78,34 @@ pub fn set<K: Sharing>(words: &[AtomicU64], start: usize, len: usize) -> bool {
 
 /// First set bit at or above `from`, as of some moment during the call.
 pub fn next_set(words: &[AtomicU64], from: usize) -> Option<usize> {
+    // Acquire: what was written before a bit was set is visible to who finds it set.
+    next_set_of(&|word| words[word].load(Ordering::Acquire), words.len(), from)
+}
+
+fn next_set_of(bits: &impl Fn(usize) -> u64, words: usize, from: usize) -> Option<usize> {
     let mut word = from / 64;
-    if word >= words.len() {
+    if word >= words {
         return None;
     }
-    // Acquire: what was written before a bit was set is visible to who finds it set.
-    let mut seen = words[word].load(Ordering::Acquire) & (u64::MAX << (from % 64));
+    let mut seen = bits(word) & (u64::MAX << (from % 64));
     loop {
         if seen != 0 {
             return Some(word * 64 + seen.trailing_zeros() as usize);
         }
         word += 1;
-        if word == words.len() {
+        if word == words {
             return None;
         }
-        seen = words[word].load(Ordering::Acquire);
+        seen = bits(word);
     }
 }
 
 /// Length of the run of set bits at `from`, counted up to `enough`.
-pub fn run_len(words: &[AtomicU64], from: usize, enough: usize) -> usize {
+fn run_len_of(bits: &impl Fn(usize) -> u64, words: usize, from: usize, enough: usize) -> usize {
     let mut len = 0;
-    while len < enough && (from + len) / 64 < words.len() {
+    while len < enough && (from + len) / 64 < words {
         let (word, bit) = ((from + len) / 64, (from + len) % 64);
-        let ones = (words[word].load(Ordering::Relaxed) >> bit).trailing_ones() as usize;
+        let ones = (bits(word) >> bit).trailing_ones() as usize;
         len += ones;
         if ones < 64 - bit {
             break;
@@ -113,15 +117,66 @@ pub fn run_len(words: &[AtomicU64], from: usize, enough: usize) -> usize {
 /// Finds and claims the lowest run of `len ≥ 1` set bits whose first bit, plus `offset`, is a multiple of `align`; its
 /// first bit. The search is linear in the words and sees the map as it changes.
 pub fn claim<K: Sharing>(words: &[AtomicU64], len: usize, align: usize, offset: usize) -> Option<usize> {
+    claim_low_of::<K>(words, &|word| words[word].load(Ordering::Acquire), len, align, offset)
+}
+
+/// The same among the bits that are set in `also` too.
+pub fn claim_among<K: Sharing>(
+    words: &[AtomicU64],
+    also: &[AtomicU64],
+    len: usize,
+    align: usize,
+) -> Option<usize> {
+    let both = |word: usize| words[word].load(Ordering::Acquire) & also[word].load(Ordering::Relaxed);
+    claim_low_of::<K>(words, &both, len, align, 0)
+}
+
+fn claim_low_of<K: Sharing>(
+    words: &[AtomicU64],
+    bits: &impl Fn(usize) -> u64,
+    len: usize,
+    align: usize,
+    offset: usize,
+) -> Option<usize> {
     let mut from = 0;
-    while let Some(set) = next_set(words, from) {
+    while let Some(set) = next_set_of(bits, words.len(), from) {
         let start = (set + offset).next_multiple_of(align) - offset;
-        let have = if start == set { run_len(words, set, len) } else { run_len(words, start, len) };
+        let have = run_len_of(bits, words.len(), start, len);
         if have == len && claim_run::<K>(words, start, len) {
             return Some(start);
         }
         // The bit after the run is clear, or somebody was faster: go on behind it.
         from = start + have.max(1);
+    }
+    None
+}
+
+/// Finds and claims the highest run of `len` set bits within one word, `1 ≤ len ≤ 64`, first among those that are set in
+/// `first` too; its first bit.
+pub fn claim_high<K: Sharing>(words: &[AtomicU64], first: &[AtomicU64], len: usize) -> Option<usize> {
+    for only_first in [true, false] {
+        for word in (0..words.len()).rev() {
+            loop {
+                let mut starts = words[word].load(Ordering::Acquire);
+                if only_first {
+                    starts &= first[word].load(Ordering::Relaxed);
+                }
+                // Fold the word onto itself until a set bit means: this bit and the `len − 1` above it are set.
+                let mut folded = 1;
+                while folded < len && starts != 0 {
+                    let step = folded.min(len - folded);
+                    starts &= starts >> step;
+                    folded += step;
+                }
+                if starts == 0 {
+                    break;
+                }
+                let start = word * 64 + starts.ilog2() as usize;
+                if claim_run::<K>(words, start, len) {
+                    return Some(start);
+                }
+            }
+        }
     }
     None
 }
@@ -166,6 +221,28 @@ mod tests {
         }
     }
 
+    proptest! {
+        #[test]
+        fn a_high_claim_is_the_highest_run_of_a_word_and_prefers_the_bits_of_the_other_map(
+            free in proptest::collection::vec(proptest::bool::weighted(0.7), 192),
+            dirty in proptest::collection::vec(proptest::bool::weighted(0.7), 192),
+            len in 1_usize..=20,
+        ) {
+            let map = words(&free);
+            let fits = |i: &usize, both: bool| {
+                i / 64 == (i + len - 1) / 64 && (*i..i + len).all(|j| free[j] && (!both || dirty[j]))
+            };
+            let highest = |both| (0..=192 - len).rev().find(|i| fits(i, both));
+            let want = highest(true).or_else(|| highest(false));
+            prop_assert_eq!(claim_high::<Shared>(&map, &words(&dirty), len), want);
+            let mut after = free.clone();
+            if let Some(i) = want {
+                after[i..i + len].fill(false);
+            }
+            prop_assert_eq!(bits(&map, 192), after);
+        }
+    }
+
     #[test]
     fn a_run_that_is_short_of_a_bit_in_its_last_word_leaves_the_first_words_alone() {
         let mut start = [true; 192];
@@ -174,6 +251,6 @@ mod tests {
         assert!(!claim_run::<Shared>(&map, 10, 150));
         assert_eq!(bits(&map, 192), start);
         assert!(claim_run::<Shared>(&map, 10, 140));
-        assert_eq!(run_len(&map, 151, 100), 41);
+        assert_eq!(run_len_of(&|word| map[word].load(Ordering::Relaxed), 3, 151, 100), 41);
     }
 }

@@ -31,6 +31,9 @@ use terrane_core::{Decommit, Event, Observer, PageSource, SourceError};
 /// Shelves of one class: heaps are spread over them so that they seldom meet.
 pub const SHARDS: usize = 8;
 
+/// Longest run that is placed as that of a slab.
+const SLAB_RUN: usize = 16;
+
 /// How a domain behaves. Fixed when it is made.
 #[derive(Clone, Copy, Debug)]
 pub struct Policy {
@@ -332,10 +335,16 @@ impl<S: PageSource, K: Sharing, O: Observer> Domain<S, K, O> {
         Ok(None)
     }
 
-    /// Takes a run from `segment`, one that holds memory already if it is a single slice.
+    /// Takes a run from `segment`.
     fn take_from(&self, segment: &Segment, len: usize, align: usize) -> Result<Option<Run>, SourceError> {
-        let warm = if len == 1 && align == 1 { Self::claim_warm(segment) } else { None };
-        let Some(index) = warm.or_else(|| bitmap::claim::<K>(&segment.free, len, align, 0)) else {
+        // Slabs from the top, large blocks from the bottom, so that short runs do not cut the room for long ones; both first
+        // from slices that hold memory already.
+        let claimed = if len <= SLAB_RUN && align == 1 {
+            bitmap::claim_high::<K>(&segment.free, &segment.dirty, len)
+        } else {
+            bitmap::claim_among::<K>(&segment.free, &segment.dirty, len, align)
+        };
+        let Some(index) = claimed.or_else(|| bitmap::claim::<K>(&segment.free, len, align, 0)) else {
             return Ok(None);
         };
         let start = NonNull::new(segment.slice(index)).expect("a slice has an address");
@@ -348,20 +357,6 @@ impl<S: PageSource, K: Sharing, O: Observer> Domain<S, K, O> {
         bitmap::clear::<K>(&segment.idle, index, len);
         self.count_in_use((len * SLICE_BYTES) as u64);
         Ok(Some(Run { segment, index, len, zero }))
-    }
-
-    fn claim_warm(segment: &Segment) -> Option<usize> {
-        for word in 0..segment.free.len() {
-            let warm =
-                segment.free[word].load(Ordering::Relaxed) & segment.dirty[word].load(Ordering::Relaxed);
-            if warm != 0 {
-                let index = word * 64 + warm.trailing_zeros() as usize;
-                if bitmap::claim_run::<K>(&segment.free, index, 1) {
-                    return Some(index);
-                }
-            }
-        }
-        None
     }
 
     /// Grows a run in place by taking the `more` slices that follow it, if they are free.

@@ -554,9 +554,9 @@ impl<S: PageSource, K: Sharing, O: Observer> Heap<S, K, O> {
     // ---- large and huge blocks --------------------------------------------------------------------------------------
 
     /// A block of `bytes`, more than [`size_class::MAX_SMALL`] or with an alignment above it; null when memory is out. The
-    /// second answer is whether the block reads as zero.
+    /// second answer is whether the block reads as zero. `dense` says that all of a huge block is expected to be used.
     #[inline]
-    pub fn alloc_large(&mut self, lists: &Lists, bytes: usize, align: usize) -> (*mut u8, bool) {
+    pub fn alloc_large(&mut self, lists: &Lists, bytes: usize, align: usize, dense: bool) -> (*mut u8, bool) {
         if bytes.wrapping_sub(1) < large::MAX_LARGE_BYTES && align <= SLICE_BYTES {
             let (block, length) = self.large.take(bytes);
             if !block.is_null() {
@@ -566,21 +566,33 @@ impl<S: PageSource, K: Sharing, O: Observer> Heap<S, K, O> {
                 return (block, false);
             }
         }
-        self.alloc_large_miss(lists, bytes, align)
+        self.alloc_large_miss(lists, bytes, align, dense)
     }
 
     #[cold]
     #[inline(never)]
-    fn alloc_large_miss(&mut self, lists: &Lists, bytes: usize, align: usize) -> (*mut u8, bool) {
-        let first = self.alloc_large_fresh(bytes, align, 0);
+    fn alloc_large_miss(
+        &mut self,
+        lists: &Lists,
+        bytes: usize,
+        align: usize,
+        dense: bool,
+    ) -> (*mut u8, bool) {
+        let first = self.alloc_large_fresh(bytes, align, 0, dense);
         if !first.0.is_null() || bytes > MAX_HUGE {
             return first;
         }
         self.release_caches(lists);
-        self.alloc_large_fresh(bytes, align, 0)
+        self.alloc_large_fresh(bytes, align, 0, dense)
     }
 
-    fn alloc_large_fresh(&mut self, bytes: usize, align: usize, spare: usize) -> (*mut u8, bool) {
+    fn alloc_large_fresh(
+        &mut self,
+        bytes: usize,
+        align: usize,
+        spare: usize,
+        dense: bool,
+    ) -> (*mut u8, bool) {
         let bytes = bytes.max(1);
         let align_slices = align.div_ceil(SLICE_BYTES);
         if bytes <= large::MAX_LARGE_BYTES && align_slices <= large::MAX_LARGE_SLICES / 2 {
@@ -593,7 +605,7 @@ impl<S: PageSource, K: Sharing, O: Observer> Heap<S, K, O> {
             self.counters.large_bytes_allocated.add((slices * SLICE_BYTES) as u64);
             return taken;
         }
-        match self.domain().huge_alloc(bytes, align, spare, self.node) {
+        match self.domain().huge_alloc(bytes, align, spare, dense, self.node) {
             Ok((block, zero)) => (block.as_ptr(), zero),
             Err(_) => (ptr::null_mut(), false),
         }
@@ -672,7 +684,7 @@ impl<S: PageSource, K: Sharing, O: Observer> Heap<S, K, O> {
             if old < REMAP_FROM {
                 return None;
             }
-            let (new, _) = self.alloc_large_fresh(bytes, align, bytes / 2);
+            let (new, _) = self.alloc_large_fresh(bytes, align, bytes / 2, true);
             let (to, from) = (NonNull::new(new)?, NonNull::new(block)?);
             let usable = self.usable_large(new);
             if self.domain().source.remap(from, old, to, usable).is_err() {
@@ -680,7 +692,6 @@ impl<S: PageSource, K: Sharing, O: Observer> Heap<S, K, O> {
                 return None;
             }
             self.domain().counters.remapped.add_shared::<K>(1);
-            self.domain().advise_dense(new, usable);
             self.free_moved(lists, block);
             Some(new)
         }

@@ -29,7 +29,7 @@ use terrane_core::{Contents, Decommit, Observer, PageSource, SourceError};
 /// Slots of the cache.
 const SLOTS: usize = 16;
 /// Offset of a block from the start of its span, if its alignment asks for no more.
-const BLOCK_OFFSET: usize = if cfg!(target_pointer_width = "64") { 2 << 20 } else { 1 << 20 };
+const BLOCK_OFFSET: usize = if cfg!(target_pointer_width = "64") { 4 << 20 } else { 1 << 20 };
 /// Bytes of a transparent huge page.
 const HUGE_PAGE: usize = 2 << 20;
 /// Largest block length that is tried at all.
@@ -135,7 +135,7 @@ impl Segment {
 
 impl<S: PageSource, K: Sharing, O: Observer> Domain<S, K, O> {
     /// A block of `bytes` at a multiple of `align`, and whether it reads as zero. `spare` more bytes of address space are kept
-    /// behind it, for growth.
+    /// behind it, for growth. A block that will be `dense` is backed by huge pages, if the policy has them.
     ///
     /// # Errors
     /// The source's own, or [`SourceError::Limit`] for blocks above [`MAX_HUGE`].
@@ -144,6 +144,7 @@ impl<S: PageSource, K: Sharing, O: Observer> Domain<S, K, O> {
         bytes: usize,
         align: usize,
         spare: usize,
+        dense: bool,
         node: u32,
     ) -> Result<(NonNull<u8>, bool), SourceError> {
         if bytes > MAX_HUGE {
@@ -213,6 +214,9 @@ impl<S: PageSource, K: Sharing, O: Observer> Domain<S, K, O> {
         self.counters.huge_committed.add_shared::<K>(committed as u64);
         self.count_huge_alloc(committed, false);
         self.note_peak();
+        if dense {
+            self.advise_dense(segment);
+        }
         Ok((pointer(block), !soiled))
     }
 
@@ -297,6 +301,7 @@ impl<S: PageSource, K: Sharing, O: Observer> Domain<S, K, O> {
         let (arena, index) = (&self.arenas[segment.arena as usize], segment.index as usize);
         let header_bytes = whole_pages(size_of::<Segment>(), self.source.page_size());
         segment_map::remove(start.addr(), segments);
+        self.forget_dense(segment);
         let pointer = |p| NonNull::new(p).expect("a segment has an address");
         // SAFETY: the span is ours alone, and its contents matter to nobody.
         let zero = unsafe {
@@ -352,7 +357,7 @@ impl<S: PageSource, K: Sharing, O: Observer> Domain<S, K, O> {
         segment.huge_zero.store(0, Ordering::Relaxed);
         self.counters.huge_live.add_shared::<K>((segment.huge_usable() - before) as u64);
         self.counters.grown_in_place.add_shared::<K>(1);
-        self.advise_dense(segment.huge_block(), segment.huge_usable());
+        self.advise_dense(segment);
         true
     }
 
@@ -383,14 +388,27 @@ impl<S: PageSource, K: Sharing, O: Observer> Domain<S, K, O> {
         self.counters.huge_committed.sub_shared::<K>((have - want) as u64);
     }
 
-    /// A block that grew was filled before: asks for huge pages behind all of it, if the policy has them.
-    pub(crate) fn advise_dense(&self, block: *mut u8, bytes: usize) {
-        let start = block.addr().next_multiple_of(HUGE_PAGE);
-        let end = (block.addr() + bytes) & !(HUGE_PAGE - 1);
-        if self.huge_pages() && start < end {
-            let first = NonNull::new(block.map_addr(|_| start)).expect("a block has an address");
-            // SAFETY: the range lies in a live block. The advice is a hint: without it pages are only smaller.
-            let _ = unsafe { self.source.advise_huge(first, end - start, true) };
+    /// Asks for huge pages behind a block that is expected to be filled, if the policy has them: one that grew, because it was
+    /// filled before, or one that was not asked to be zero, because big sparse tables are.
+    pub(crate) fn advise_dense(&self, segment: &Segment) {
+        let (start, bytes) = (segment.huge_block(), segment.huge_room() & !(HUGE_PAGE - 1));
+        let known = segment.huge_pages.load(Ordering::Relaxed) as usize * HUGE_PAGE;
+        if self.huge_pages() && bytes > known && start.addr().is_multiple_of(HUGE_PAGE) {
+            let first = NonNull::new(start).expect("a block has an address");
+            // SAFETY: the range lies in a live span. The advice is a hint: without it pages are only smaller.
+            if unsafe { self.source.advise_huge(first, bytes, true) }.is_ok() {
+                segment.huge_pages.store((bytes / HUGE_PAGE) as u32, Ordering::Relaxed);
+            }
+        }
+    }
+
+    /// Takes the advice back, before the memory goes to other uses.
+    fn forget_dense(&self, segment: &Segment) {
+        let bytes = segment.huge_pages.load(Ordering::Relaxed) as usize * HUGE_PAGE;
+        if bytes > 0 {
+            let first = NonNull::new(segment.huge_block()).expect("a block has an address");
+            // SAFETY: the range lies in a span that is ours. If the advice stays, pages are larger than they need be.
+            let _ = unsafe { self.source.advise_huge(first, bytes, false) };
         }
     }
 }

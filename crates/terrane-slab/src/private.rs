@@ -7,6 +7,7 @@ use crate::arena::Growth;
 use crate::domain::{Domain, Policy};
 use crate::heap::Heap;
 use crate::lists::Lists;
+use crate::segment::SLICE_BYTES;
 use crate::sharing::Local;
 use crate::size_class::{self, MAX_SMALL};
 use crate::slab::MAX_HEAP_ID;
@@ -110,7 +111,7 @@ impl<S: PageSource, O: Observer> PrivateHeap<S, O> {
     #[inline(always)]
     fn class_for(&self, bytes: usize, align: usize) -> Option<usize> {
         let rounded = bytes.max(1).checked_next_multiple_of(align)?;
-        if rounded > MAX_SMALL || align > MAX_SMALL {
+        if rounded > MAX_SMALL || align > SLICE_BYTES {
             return None;
         }
         let class = size_class::class_of_dynamic(rounded);
@@ -121,11 +122,11 @@ impl<S: PageSource, O: Observer> PrivateHeap<S, O> {
     /// A block of `bytes` at a multiple of `align`, a power of two; `None` when memory is out.
     #[inline]
     pub fn alloc(&self, bytes: usize, align: usize) -> Option<NonNull<u8>> {
-        self.alloc_zero(bytes, align).map(|(block, _)| block)
+        self.alloc_zero(bytes, align, true).map(|(block, _)| block)
     }
 
     /// The same, and whether the block reads as zero beyond its first word.
-    fn alloc_zero(&self, bytes: usize, align: usize) -> Option<(NonNull<u8>, bool)> {
+    fn alloc_zero(&self, bytes: usize, align: usize, dense: bool) -> Option<(NonNull<u8>, bool)> {
         let state = self.state();
         let (block, zero) = match self.class_for(bytes, align) {
             Some(class) => {
@@ -137,14 +138,14 @@ impl<S: PageSource, O: Observer> PrivateHeap<S, O> {
                     (block, false)
                 }
             }
-            None => self.heap().alloc_large(&state.lists, bytes, align),
+            None => self.heap().alloc_large(&state.lists, bytes, align, dense),
         };
         NonNull::new(block).map(|block| (block, zero))
     }
 
     /// A block of zeros.
     pub fn alloc_zeroed(&self, bytes: usize, align: usize) -> Option<NonNull<u8>> {
-        let (block, zero) = self.alloc_zero(bytes, align)?;
+        let (block, zero) = self.alloc_zero(bytes, align, false)?;
         let dirty = if zero { bytes.min(size_of::<usize>()) } else { bytes };
         // SAFETY: the block has `bytes` bytes.
         unsafe { block.write_bytes(0, dirty) };

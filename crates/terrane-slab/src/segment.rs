@@ -5,16 +5,16 @@
 //! slab's metadata therefore always reads metadata.
 //!
 //! ```text
-//!   0        4 KiB                516 KiB          580 KiB       640 KiB                      32 MiB
-//!   | header | window of entries  | slab metadata  | arena maps* | slice 10 | slice 11 | …  511 |
+//!   0        4 KiB                2052 KiB         2308 KiB      2448 KiB                       32 MiB
+//!   | header | window of entries  | slab metadata  | arena maps* | slice 153 | slice 154 | …  2047 |
 //!                                                    * in the first segment of an arena
 //! ```
 //!
 //! There is one *entry* (eight bytes: home heap, class) a slice, and a free must find it in few instructions. An
-//! address has its slice number in bits 16..25. Bits 16..32, as one 32-bit shift gives them without a mask, are the slice
-//! number and the low seven bits of the segment's own number; so the header keeps a window of 65 536 entries, of which a
-//! segment uses the 512 that its own number selects (one 4 KiB page; the rest is never touched). The shift saves an
-//! instruction on every free, and as a gift the entries of different segments fall into different cache sets.
+//! address has its slice number in bits 14..25. Bits 14..32, as one 32-bit shift gives them without a mask, are the slice
+//! number and the low seven bits of the segment's own number; so the header keeps a window of 262 144 entries, of which a
+//! segment uses the 2048 that its own number selects (16 KiB; the rest is address space that is never touched). The shift
+//! saves an instruction on every free, and as a gift the entries of different segments fall into different cache sets.
 
 use crate::size_class::CLASSES;
 use crate::slab::{HeapId, Slab};
@@ -22,7 +22,7 @@ use core::ptr;
 use terrane_core::sync::atomic::{AtomicU32, AtomicU64, AtomicUsize, Ordering};
 
 /// log2 of [`SLICE_BYTES`].
-pub const SLICE_SHIFT: u32 = 16;
+pub const SLICE_SHIFT: u32 = 14;
 /// Bytes of a slice, the unit in which slabs and large blocks take memory from a segment.
 pub const SLICE_BYTES: usize = 1 << SLICE_SHIFT;
 /// log2 of [`SEGMENT_BYTES`].
@@ -36,17 +36,19 @@ pub const SEGMENT_BYTES: usize = 1 << SEGMENT_SHIFT;
 /// Slices of a segment, those of its header included.
 pub const SLICES: usize = SEGMENT_BYTES / SLICE_BYTES;
 /// Slices at the start of a segment that hold its header.
-pub const HEADER_SLICES: usize = METADATA_END.div_ceil(SLICE_BYTES);
+pub const HEADER_SLICES: usize = HEADER_END.div_ceil(SLICE_BYTES);
 /// Slices of a segment that slabs and large blocks can have.
 pub const USABLE_SLICES: usize = SLICES - HEADER_SLICES;
 
 const WINDOW_START: usize = 4096;
 #[cfg(target_pointer_width = "64")]
-const WINDOW_ENTRIES: usize = 1 << 16;
+const WINDOW_ENTRIES: usize = 1 << (32 - SLICE_SHIFT);
 #[cfg(not(target_pointer_width = "64"))]
 const WINDOW_ENTRIES: usize = SLICES;
 const SLABS_START: usize = WINDOW_START + WINDOW_ENTRIES * size_of::<AtomicU64>();
+/// End of the metadata that every segment has, and start of the maps that the first segment of an arena has.
 pub(crate) const METADATA_END: usize = SLABS_START + SLICES * size_of::<Slab>();
+const HEADER_END: usize = METADATA_END.next_multiple_of(4096) + crate::arena::MAPS_BYTES;
 const WORDS: usize = SLICES / 64;
 
 const _: () = assert!(SLABS_START.is_multiple_of(align_of::<Slab>()) && size_of::<Segment>() <= WINDOW_START);
@@ -90,6 +92,8 @@ pub struct Segment {
     pub(crate) huge_live: AtomicU32,
     /// For [`Kind::Huge`]: whether every byte of the block reads as zero.
     pub(crate) huge_zero: AtomicU32,
+    /// For [`Kind::Huge`]: whether huge pages were asked for.
+    pub(crate) huge_pages: AtomicU32,
     /// Bit set: the slice is free.
     pub(crate) free: [AtomicU64; WORDS],
     /// Bit set: the slice has been handed out since its memory was last given back, so it may hold anything.
@@ -231,6 +235,7 @@ impl Segment {
             huge_bytes: AtomicUsize::new(0),
             huge_live: AtomicU32::new(0),
             huge_zero: AtomicU32::new(0),
+            huge_pages: AtomicU32::new(0),
             free,
             dirty: words(),
             idle: words(),

@@ -10,12 +10,14 @@
 //!
 //! | bits of the top | field |
 //! |---|---|
-//! | 0..32 | number of the first slab, 0 if the shelf is empty |
-//! | 32..64 | pops so far, wrapping |
+//! | 0..34 | number of the first slab, 0 if the shelf is empty |
+//! | 34..64 | pops so far, wrapping |
 
 use crate::sharing::Sharing;
-use crate::slab::Slab;
+use crate::slab::{NUMBER_BITS, Slab};
 use terrane_core::sync::atomic::{AtomicU64, Ordering};
+
+const NUMBER_MASK: u64 = (1 << NUMBER_BITS) - 1;
 
 /// A stack of parked slabs.
 #[derive(Debug)]
@@ -38,7 +40,7 @@ impl Shelf {
     /// Whether nothing is on the shelf, as of some moment during the call.
     #[inline]
     pub fn is_empty(&self) -> bool {
-        self.0.load(Ordering::Relaxed) as u32 == 0
+        self.0.load(Ordering::Relaxed) & NUMBER_MASK == 0
     }
 
     /// Puts `slab` on top.
@@ -49,8 +51,8 @@ impl Shelf {
     pub unsafe fn push<K: Sharing>(&self, slab: &Slab) {
         let mut top = self.0.load(Ordering::Relaxed);
         loop {
-            slab.shelf_next().store(top as u32, Ordering::Relaxed);
-            let new = top & !0xFFFF_FFFF | slab.number() as u64;
+            slab.shelf_next().store(top & NUMBER_MASK, Ordering::Relaxed);
+            let new = (top & !NUMBER_MASK) | slab.number();
             // Release: who pops the slab reads the link that we wrote.
             match K::compare_exchange(&self.0, top, new, Ordering::Release, Ordering::Relaxed) {
                 Ok(_) => return,
@@ -63,13 +65,13 @@ impl Shelf {
     pub fn pop<K: Sharing>(&self) -> Option<&'static Slab> {
         let mut top = self.0.load(Ordering::Acquire);
         loop {
-            if top as u32 == 0 {
+            if top & NUMBER_MASK == 0 {
                 return None;
             }
             // SAFETY: a slab that was ever on a shelf has metadata that stays mapped while its domain lives.
-            let slab = unsafe { &*Slab::by_number(top as u32) };
-            let next = slab.shelf_next().load(Ordering::Relaxed) as u64;
-            let new = ((top >> 32).wrapping_add(1) << 32) | next;
+            let slab = unsafe { &*Slab::by_number(top & NUMBER_MASK) };
+            let next = slab.shelf_next().load(Ordering::Relaxed);
+            let new = ((top >> NUMBER_BITS).wrapping_add(1) << NUMBER_BITS) | next;
             match K::compare_exchange(&self.0, top, new, Ordering::Acquire, Ordering::Acquire) {
                 Ok(_) => return Some(slab),
                 Err(now) => top = now,

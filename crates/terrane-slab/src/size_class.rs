@@ -22,10 +22,10 @@ pub const CLASSES: usize = 12 + 8 * 8;
 pub const MAX_SMALL: usize = 32 * 1024;
 
 /// Most slices that one slab may span.
-const MAX_SLAB_SLICES: usize = 9;
+const MAX_SLAB_SLICES: usize = 16;
 
 /// Fewest blocks that a slab should hold.
-const MIN_BLOCKS: usize = 8;
+const MIN_BLOCKS: usize = 4;
 
 /// The class that serves `size` bytes; `size` must not exceed [`MAX_SMALL`]. Folds to a constant when `size` is one.
 #[inline(always)]
@@ -80,7 +80,7 @@ const fn slices_of(block: usize) -> usize {
         let permille = (bytes % block) * 1000 / bytes;
         if bytes / block >= MIN_BLOCKS && permille < best_waste_permille {
             (best, best_waste_permille) = (slices, permille);
-            if permille <= 4 {
+            if permille <= WASTE_PERMILLE {
                 break;
             }
         }
@@ -88,6 +88,9 @@ const fn slices_of(block: usize) -> usize {
     }
     best
 }
+
+/// Tail waste, in thousandths of a slab, that is small enough not to look at longer slabs.
+const WASTE_PERMILLE: usize = 14;
 
 /// What the table says of one class.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]

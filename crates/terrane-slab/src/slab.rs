@@ -49,6 +49,9 @@ const LIST_MASK: u64 = HEAD_MASK | COUNT_MASK;
 const SHELVED: u64 = 1 << 39;
 const OWNER_SHIFT: u32 = 40;
 
+/// Bits of a slab's number: those of an address, less those within a slice.
+pub(crate) const NUMBER_BITS: u32 = 48 - SLICE_SHIFT;
+
 /// A freed block: its first word links to the next.
 #[derive(Debug)]
 #[repr(transparent)]
@@ -145,7 +148,7 @@ struct SharedPart {
     /// Blocks that were out when the slab was last parked.
     out_at_park: AtomicU32,
     /// The next slab on the shelf.
-    shelf_next: AtomicU32,
+    shelf_next: AtomicU64,
 }
 
 #[cfg(not(loom))]
@@ -216,7 +219,7 @@ impl Slab {
             shared: SharedPart {
                 word: AtomicU64::new(0),
                 out_at_park: AtomicU32::new(0),
-                shelf_next: AtomicU32::new(0),
+                shelf_next: AtomicU64::new(0),
             },
         }
     }
@@ -229,20 +232,20 @@ impl Slab {
         unsafe { (*segment).slice(index) }
     }
 
-    /// A name of the slab that fits in 32 bits and is never 0: the number of its first slice.
-    pub(crate) fn number(&self) -> u32 {
-        (self.start().addr() >> SLICE_SHIFT) as u32
+    /// A name of the slab that fits in [`NUMBER_BITS`] bits and is never 0: the number of its first slice.
+    pub(crate) fn number(&self) -> u64 {
+        (self.start().addr() >> SLICE_SHIFT) as u64
     }
 
     /// The slab that [`number`](Self::number) names. Provenance is that of the exposed arena.
-    pub(crate) fn by_number(number: u32) -> *mut Self {
+    pub(crate) fn by_number(number: u64) -> *mut Self {
         let start: *mut u8 = ptr::with_exposed_provenance_mut((number as usize) << SLICE_SHIFT);
         let segment = Segment::containing(start);
         let index = (start.addr() - segment.addr()) >> SLICE_SHIFT;
         segment.cast::<u8>().wrapping_add(Segment::slab_offset(index)).cast()
     }
 
-    pub(crate) fn shelf_next(&self) -> &AtomicU32 {
+    pub(crate) fn shelf_next(&self) -> &AtomicU64 {
         &self.shared.shelf_next
     }
 
