@@ -110,8 +110,11 @@ impl Arena {
         let zeroed = source.geometry().zeroed;
         // SAFETY: the maps lie in the first segment of the extent, which nobody else knows yet.
         unsafe {
-            let start = NonNull::new(maps).expect("an extent has an address");
-            if let Err(error) = source.commit(start, MAPS_BYTES) {
+            // The maps lie in one piece of whole pages, whatever their length.
+            let page = source.page_size();
+            let (first, end) = (MAPS_START & !(page - 1), (MAPS_START + MAPS_BYTES).next_multiple_of(page));
+            let start = NonNull::new(base.wrapping_add(first)).expect("an extent has an address");
+            if let Err(error) = source.commit(start, end - first) {
                 return Err((extent, error));
             }
             if !zeroed {

@@ -347,9 +347,7 @@ impl<S: PageSource, K: Sharing, O: Observer> Domain<S, K, O> {
         let Some(index) = claimed.or_else(|| bitmap::claim::<K>(&segment.free, len, align, 0)) else {
             return Ok(None);
         };
-        let start = NonNull::new(segment.slice(index)).expect("a slice has an address");
-        // SAFETY: the slices lie in a live reservation of the source.
-        if let Err(error) = unsafe { self.source.commit(start, len * SLICE_BYTES) } {
+        if let Err(error) = self.commit_slices(segment, index, len) {
             bitmap::release::<K>(&segment.free, index, len);
             return Err(error);
         }
@@ -357,6 +355,16 @@ impl<S: PageSource, K: Sharing, O: Observer> Domain<S, K, O> {
         bitmap::clear::<K>(&segment.idle, index, len);
         self.count_in_use((len * SLICE_BYTES) as u64);
         Ok(Some(Run { segment, index, len, zero }))
+    }
+
+    /// Commits slices that the caller has claimed, and the rest of the pages that they share with others.
+    fn commit_slices(&self, segment: &Segment, index: usize, len: usize) -> Result<(), SourceError> {
+        let page = self.source.page_size();
+        let first = (index * SLICE_BYTES) & !(page - 1);
+        let end = ((index + len) * SLICE_BYTES).next_multiple_of(page);
+        let start = NonNull::new(segment.start().wrapping_add(first)).expect("a segment has an address");
+        // SAFETY: the pages lie in a live reservation of the source. Pages that were committed before keep what they hold.
+        unsafe { self.source.commit(start, end - first) }.map(|_| ())
     }
 
     /// Grows a run in place by taking the `more` slices that follow it, if they are free.
@@ -367,9 +375,7 @@ impl<S: PageSource, K: Sharing, O: Observer> Domain<S, K, O> {
         if index + more > crate::segment::SLICES || !bitmap::claim_run::<K>(&segment.free, index, more) {
             return false;
         }
-        let start = NonNull::new(segment.slice(index)).expect("a slice has an address");
-        // SAFETY: the slices lie in a live reservation of the source.
-        if unsafe { self.source.commit(start, more * SLICE_BYTES) }.is_err() {
+        if self.commit_slices(segment, index, more).is_err() {
             bitmap::release::<K>(&segment.free, index, more);
             return false;
         }
@@ -410,7 +416,7 @@ impl<S: PageSource, K: Sharing, O: Observer> Domain<S, K, O> {
         let arena = &self.arenas[arena_index];
         let start = arena.segment_start(index);
         let header = NonNull::new(start).expect("a segment has an address");
-        let header_bytes = HEADER_SLICES * SLICE_BYTES;
+        let header_bytes = (HEADER_SLICES * SLICE_BYTES).next_multiple_of(self.source.page_size());
         // SAFETY: the segment is claimed and lies in a live reservation of the source.
         if let Err(error) = unsafe { self.source.commit(header, header_bytes) } {
             bitmap::release::<K>(arena.free(), index, 1);

@@ -681,12 +681,17 @@ impl<S: PageSource, K: Sharing, O: Observer> Heap<S, K, O> {
                 }
                 old
             };
-            if old < REMAP_FROM {
+            let page = self.domain().source.page_size();
+            if old < REMAP_FROM || !old.is_multiple_of(page) || !block.addr().is_multiple_of(page) {
                 return None;
             }
             let (new, _) = self.alloc_large_fresh(bytes, align, bytes / 2, true);
             let (to, from) = (NonNull::new(new)?, NonNull::new(block)?);
             let usable = self.usable_large(new);
+            if !usable.is_multiple_of(page) || !new.addr().is_multiple_of(page) {
+                self.free_large(lists, new);
+                return None;
+            }
             if self.domain().source.remap(from, old, to, usable).is_err() {
                 self.free_large(lists, new);
                 return None;

@@ -82,14 +82,28 @@ pub(crate) fn pass<S: PageSource, K: Sharing>(
             let len = (rest >> first).trailing_ones();
             let run = (u64::MAX >> (64 - len)) << first;
             rest &= !run;
-            let start = NonNull::new(segment.slice(word * 64 + first as usize));
-            let start = start.expect("a slice has an address");
+            let start = segment.slice(word * 64 + first as usize);
+            // Pages can be longer than slices; then only whole pages within the run can go.
+            let page = source.page_size();
+            let skip = start.addr().next_multiple_of(page) - start.addr();
+            let bytes = (len as usize * SLICE_BYTES).saturating_sub(skip) & !(page - 1);
+            if bytes == 0 {
+                continue;
+            }
+            let start = NonNull::new(start.wrapping_add(skip)).expect("a slice has an address");
             // SAFETY: the slices are committed, and claimed by this pass, so nobody relies on their contents.
-            match unsafe { source.decommit(start, len as usize * SLICE_BYTES, policy.how) } {
+            match unsafe { source.decommit(start, bytes, policy.how) } {
                 Ok(contents) => {
-                    purged += len as usize * SLICE_BYTES;
+                    purged += bytes;
+                    // The slices that are given back whole.
+                    let (from, to) = (skip.div_ceil(SLICE_BYTES), (skip + bytes) / SLICE_BYTES);
+                    let gone = if to > from {
+                        (u64::MAX >> (64 - (to - from))) << (first as usize + from)
+                    } else {
+                        0
+                    };
                     if contents == Contents::Zero {
-                        K::fetch_and(&segment.dirty[word], !run, Ordering::Relaxed);
+                        K::fetch_and(&segment.dirty[word], !gone, Ordering::Relaxed);
                     }
                     K::fetch_and(&segment.idle[word], !run, Ordering::Relaxed);
                 }

@@ -5,8 +5,8 @@
 //! slab's metadata therefore always reads metadata.
 //!
 //! ```text
-//!   0        4 KiB                2052 KiB         2308 KiB      2448 KiB                       32 MiB
-//!   | header | window of entries  | slab metadata  | arena maps* | slice 153 | slice 154 | …  2047 |
+//!   0        4 KiB                2052 KiB         2308 KiB      2336 KiB                       32 MiB
+//!   | header | window of entries  | slab metadata  | arena maps* | slice 146 | slice 147 | …  2047 |
 //!                                                    * in the first segment of an arena
 //! ```
 //!

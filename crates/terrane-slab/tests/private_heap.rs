@@ -71,8 +71,8 @@ fn check(live: &Live, upto: usize) {
     }
 }
 
-fn run(ops: &[Op]) {
-    let source = Strict::new();
+fn run(ops: &[Op], page: usize) {
+    let source = Strict::with_page(page);
     {
         let heap = PrivateHeap::new_in(&source).unwrap();
         let mut live: Vec<Live> = Vec::new();
@@ -154,7 +154,14 @@ proptest! {
 
     #[test]
     fn a_heap_behaves_as_the_model(ops in proptest::collection::vec(op(), 1..200)) {
-        run(&ops);
+        run(&ops, 4096);
+    }
+
+    #[test]
+    fn a_heap_behaves_as_the_model_with_longer_pages(
+        ops in proptest::collection::vec(op(), 1..100), shift in 14_u32..=16,
+    ) {
+        run(&ops, 1 << shift);
     }
 }
 

@@ -10,11 +10,17 @@ pub struct Strict {
     pub calls: AtomicI64,
     /// The call with this number fails, counted from 0; negative: none.
     pub fail_at: AtomicI64,
+    /// The page size that the source shows, a multiple of the system's.
+    page: usize,
 }
 
 impl Strict {
     pub fn new() -> Self {
-        Self { fail_at: AtomicI64::new(-1), ..Self::default() }
+        Self::with_page(4096)
+    }
+
+    pub fn with_page(page: usize) -> Self {
+        Self { fail_at: AtomicI64::new(-1), page, ..Self::default() }
     }
 
     fn call(&self) -> Result<(), SourceError> {
@@ -27,12 +33,10 @@ impl Strict {
     }
 }
 
-const PAGE: usize = 4096;
-
 // SAFETY: ranges come from mmap and are handed out once.
 unsafe impl Source for Strict {
     fn geometry(&self) -> Geometry {
-        Geometry { granule: PAGE as u64, max_align: 1 << 40, max_len: 1 << 46, zeroed: true }
+        Geometry { granule: self.page as u64, max_align: 1 << 40, max_len: 1 << 46, zeroed: true }
     }
     fn acquire(&self, len: u64, align: u64) -> Result<Extent, SourceError> {
         let extent = self.reserve(len as usize, align as usize)?;
@@ -62,12 +66,13 @@ unsafe impl Source for Strict {
 // SAFETY: as above; commit and decommit change only the range named.
 unsafe impl PageSource for Strict {
     fn page_size(&self) -> usize {
-        PAGE
+        self.page
     }
     fn reserve(&self, len: usize, align: usize) -> Result<Extent, SourceError> {
         self.geometry().check(len as u64, align as u64)?;
         self.call()?;
-        let slack = if align > PAGE { align } else { 0 };
+        let align = align.max(self.page);
+        let slack = if align > 4096 { align } else { 0 };
         // SAFETY: a fresh anonymous mapping, trimmed to the aligned part.
         unsafe {
             let flags = libc::MAP_PRIVATE | libc::MAP_ANONYMOUS | libc::MAP_NORESERVE;
@@ -88,7 +93,7 @@ unsafe impl PageSource for Strict {
         }
     }
     unsafe fn commit(&self, start: NonNull<u8>, len: usize) -> Result<Contents, SourceError> {
-        assert!(start.addr().get().is_multiple_of(PAGE) && len.is_multiple_of(PAGE) && len > 0);
+        assert!(start.addr().get().is_multiple_of(self.page) && len.is_multiple_of(self.page) && len > 0);
         self.call()?;
         // SAFETY: the caller's promise.
         let failed =
@@ -97,7 +102,7 @@ unsafe impl PageSource for Strict {
         Ok(Contents::Unspecified)
     }
     unsafe fn decommit(&self, start: NonNull<u8>, len: usize, _: Decommit) -> Result<Contents, SourceError> {
-        assert!(start.addr().get().is_multiple_of(PAGE) && len.is_multiple_of(PAGE) && len > 0);
+        assert!(start.addr().get().is_multiple_of(self.page) && len.is_multiple_of(self.page) && len > 0);
         self.call()?;
         // SAFETY: the caller's promise.
         unsafe {
