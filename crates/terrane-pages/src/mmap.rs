@@ -320,11 +320,16 @@ unsafe impl PageSource for Mmap {
                 granule: self.page_size() as u64,
             });
         }
+        if !sys::MOVES_PAGES {
+            return Err(SourceError::Unsupported);
+        }
         let guarded = self.mode() == GUARDED;
         // SAFETY: both ranges lie in reservations of ours and are apart; the contents of `to` are not needed, so its
         // tail may be cleared before it is known whether the pages can move.
         unsafe {
             if guarded {
+                // Pages move with their protection.
+                sys::open(from, old_len)?;
                 sys::open(to, new_len)?;
             }
             if new_len > old_len {

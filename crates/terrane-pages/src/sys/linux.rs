@@ -3,7 +3,7 @@
 pub(crate) use super::unix::{close, open, page_size, release, reserve_aligned};
 
 use super::TransparentHugePages;
-use super::unix::{advise, quiet, quiet_int, read_file, refusal, unmap};
+use super::unix::{advise, quiet, quiet_int, refusal, unmap};
 use core::ffi::CStr;
 use core::ptr::NonNull;
 use core::sync::atomic::AtomicU32;
@@ -17,6 +17,18 @@ const MADV_POPULATE_WRITE: i32 = 23;
 const MREMAP_DONTUNMAP: i32 = 4;
 const MPOL_PREFERRED: i32 = 1;
 
+/// Reads the beginning of a small file into `buffer`.
+fn read_file<'a>(path: &CStr, buffer: &'a mut [u8]) -> Option<&'a [u8]> {
+    let flags = libc::O_RDONLY | libc::O_CLOEXEC;
+    // SAFETY: the path ends in a zero byte; the buffer is as long as said; the descriptor is ours until closed.
+    unsafe {
+        let file = quiet(|| libc::open(path.as_ptr(), flags), |file| file < 0).ok()?;
+        let read = quiet(|| libc::read(file, buffer.as_mut_ptr().cast(), buffer.len()), |n| n < 0);
+        let _ = quiet_int(|| libc::close(file));
+        buffer.get(..usize::try_from(read.ok()?).ok()?)
+    }
+}
+
 /// The first number in a small file of the system.
 fn read_number(path: &CStr) -> Option<usize> {
     let mut buffer = [0; 32];
@@ -24,6 +36,9 @@ fn read_number(path: &CStr) -> Option<usize> {
     let digits = text.iter().position(|byte| !byte.is_ascii_digit()).unwrap_or(text.len());
     core::str::from_utf8(&text[..digits]).ok()?.parse().ok()
 }
+
+/// Whether `move_pages` can succeed.
+pub(crate) const MOVES_PAGES: bool = true;
 
 /// The size that both kinds share: `Hugepagesize` of explicit pages is by default the size of a transparent one.
 pub(crate) fn huge_page_size() -> Option<usize> {

@@ -13,7 +13,7 @@
 //! | `close` | drops contents, access and the memory charge |
 //! | `discard` | drops contents now; pages then read as zero |
 //! | `discard_lazily` | lets the system drop contents when it needs memory |
-//! | `move_pages` | moves pages between two accessible ranges without copying |
+//! | `MOVES_PAGES`, `move_pages` | moves pages between two accessible ranges without copying |
 //! | `populate`, `advise_huge`, `bind` | hints |
 //! | `charges_reservations` | whether accessible reservations are charged before they are touched |
 //! | `transparent_huge_pages` | what the system does on its own |
@@ -26,14 +26,35 @@ mod linux;
 #[cfg(any(target_os = "linux", target_os = "android"))]
 pub(crate) use linux::*;
 
+#[cfg(target_vendor = "apple")]
+mod macos;
+#[cfg(target_vendor = "apple")]
+pub(crate) use macos::*;
+
 #[cfg(unix)]
 mod unix;
 
 #[cfg(feature = "std")]
 pub(crate) mod files;
 
-#[cfg(not(any(target_os = "linux", target_os = "android")))]
-compile_error!("terrane-pages knows Linux and Android");
+#[cfg(windows)]
+mod windows;
+#[cfg(windows)]
+pub(crate) use windows::*;
+
+#[cfg(target_family = "wasm")]
+mod wasm;
+#[cfg(target_family = "wasm")]
+pub(crate) use wasm::*;
+
+#[cfg(not(any(
+    target_os = "linux",
+    target_os = "android",
+    target_vendor = "apple",
+    windows,
+    target_family = "wasm"
+)))]
+compile_error!("terrane-pages knows Linux, Android, macOS, Windows and WebAssembly");
 
 /// Whether reserved pages can be touched before they are committed.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]

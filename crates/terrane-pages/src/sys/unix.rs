@@ -1,7 +1,6 @@
 //! What the Unix systems have in common: `mmap`, `munmap`, `mprotect`, aligned reservations, small files, `errno`.
 
 use super::Access;
-use core::ffi::CStr;
 use core::ptr::{self, NonNull};
 use terrane_core::SourceError;
 
@@ -170,16 +169,4 @@ pub(crate) unsafe fn close(start: NonNull<u8>, len: usize) -> Result<(), SourceE
 pub(super) unsafe fn advise(start: NonNull<u8>, len: usize, advice: i32) -> Result<(), i32> {
     // SAFETY: passed on by the caller.
     quiet_int(|| unsafe { libc::madvise(start.as_ptr().cast(), len, advice) })
-}
-
-/// Reads the beginning of a small file into `buffer`.
-pub(super) fn read_file<'a>(path: &CStr, buffer: &'a mut [u8]) -> Option<&'a [u8]> {
-    let flags = libc::O_RDONLY | libc::O_CLOEXEC;
-    // SAFETY: the path ends in a zero byte; the buffer is as long as said; the descriptor is ours until closed.
-    unsafe {
-        let file = quiet(|| libc::open(path.as_ptr(), flags), |file| file < 0).ok()?;
-        let read = quiet(|| libc::read(file, buffer.as_mut_ptr().cast(), buffer.len()), |n| n < 0);
-        let _ = quiet_int(|| libc::close(file));
-        buffer.get(..usize::try_from(read.ok()?).ok()?)
-    }
 }
