@@ -7,6 +7,7 @@
 //!                └─ no ──▶ batch ─▶ one exchange on the slab
 //!   thread ends ──▶ its heap gives all slabs up; its record waits for the next thread
 //!   fork  ──▶ the child gives up the slabs of threads that it does not have     fork.rs
+//!   idle  ──▶ on request, a thread that gives memory back on time              background.rs
 //! ```
 //!
 //! All threads share one domain over memory-mapped pages ([`process`]). Lock-free throughout: there is no lock in this crate
@@ -32,6 +33,7 @@
 //!
 //! The front end is built for Unix systems with POSIX threads.
 
+mod background;
 pub mod calls;
 mod fork;
 pub mod process;
@@ -40,6 +42,7 @@ mod snapshot;
 mod thread;
 mod tls;
 
+pub use background::start_background_purge;
 pub use calls::{
     alloc, alloc_zeroed, collect, free, free_sized, look_up, purge, realloc, realloc_sized, tick, usable_size,
 };

@@ -5,8 +5,9 @@
  * malloc_info and C++'s operators new and delete are then Terrane's. Below is what the standard headers do not declare.
  *
  * Environment variables, read when the library is loaded:
- *   TERRANE_PURGE_DELAY_MS  milliseconds that free memory is kept for reuse, or "never" (500)
+ *   TERRANE_PURGE_DELAY_MS  milliseconds that free memory is kept for reuse, or "never" (250)
  *   TERRANE_PURGE           "now" or "lazy": when memory goes back to the system (now)
+ *   TERRANE_BACKGROUND      "on" or "off": a thread that gives memory back while the program is idle (off)
  *   TERRANE_HUGE_CACHE_MIB  MiB of freed blocks above 4 MiB that are kept for reuse (256)
  *   TERRANE_LARGE_CACHE_MIB MiB of freed blocks of 32 KiB to 4 MiB that each thread keeps (4)
  *   TERRANE_HUGE_PAGES      "on" or "off": huge pages behind blocks that grow large (on)

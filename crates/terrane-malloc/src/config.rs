@@ -2,8 +2,9 @@
 //!
 //! | variable | values | default | meaning |
 //! |---|---|---|---|
-//! | `TERRANE_PURGE_DELAY_MS` | a number, or `never` | 500 | milliseconds that free memory is kept for reuse |
+//! | `TERRANE_PURGE_DELAY_MS` | a number, or `never` | 250 | milliseconds that free memory is kept for reuse |
 //! | `TERRANE_PURGE` | `now`, `lazy` | `now` | whether memory goes back at once or when the system needs it |
+//! | `TERRANE_BACKGROUND` | `on`, `off` | `off` | a thread that gives memory back while the program is idle |
 //! | `TERRANE_HUGE_CACHE_MIB` | a number | 256 | MiB of freed huge blocks kept for reuse |
 //! | `TERRANE_LARGE_CACHE_MIB` | a number | 4 | MiB of freed large blocks that each thread keeps |
 //! | `TERRANE_HUGE_PAGES` | `on`, `off` | `on` | transparent huge pages behind blocks that grow large |
@@ -37,6 +38,8 @@ pub enum Setting<'a> {
     HugePages(bool),
     /// `TERRANE_NUMA`.
     Numa(bool),
+    /// `TERRANE_BACKGROUND`.
+    Background(bool),
     /// `TERRANE_REPORT`.
     Report(&'a [u8]),
     /// `TERRANE_REPORT_FORMAT`: whether it is JSON.
@@ -84,6 +87,7 @@ pub fn parse<'a>(name: &[u8], value: &'a [u8]) -> Result<Setting<'a>, BadSetting
         b"HUGE_CACHE_MIB" => mebibytes(value).map(Setting::HugeCache),
         b"LARGE_CACHE_MIB" => mebibytes(value).map(Setting::LargeCache),
         b"HUGE_PAGES" => switch(value).map(Setting::HugePages),
+        b"BACKGROUND" => switch(value).map(Setting::Background),
         b"NUMA" => switch(value).map(Setting::Numa),
         b"REPORT" => (!value.is_empty()).then_some(Setting::Report(value)),
         b"REPORT_FORMAT" => match value {
@@ -120,6 +124,10 @@ fn apply(setting: Setting<'_>) {
         Setting::LargeCache(bytes) => purge.large_cache_bytes = bytes,
         Setting::HugePages(on) => domain.set_huge_pages(on),
         Setting::Numa(on) => domain.set_nodes(if on { node_count() } else { 1 }),
+        Setting::Background(on) => {
+            // A thread that cannot be started leaves memory to be given back by activity.
+            let _ = on && terrane_front::start_background_purge();
+        }
         Setting::Report(path) => crate::report::send_to(path),
         Setting::ReportJson(json) => crate::report::set_json(json),
     }

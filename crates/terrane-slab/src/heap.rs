@@ -423,8 +423,9 @@ impl<S: PageSource, K: Sharing, O: Observer> Heap<S, K, O> {
         // SAFETY: this heap owns the slab.
         unsafe {
             match (*slab).give(block) {
-                Ok(0) => self.emptied(slab, class),
-                Ok(_) => self.queues[class].file(slab),
+                Ok((0, _)) => self.emptied(slab, class),
+                Ok((_, true)) => self.queues[class].file(slab),
+                Ok((_, false)) => {}
                 Err(misuse) => self.misuse(misuse, block.addr()),
             }
         }

@@ -45,16 +45,22 @@ impl Queue {
         (free as usize * BINS / capacity as usize).min(BINS - 1) as u8
     }
 
+    /// Free blocks from which a slab of bin `bin` belongs in a higher one.
+    fn limit_of(bin: u8, capacity: u32) -> u32 {
+        if bin as usize == BINS - 1 { u32::MAX } else { ((bin as u32 + 1) * capacity).div_ceil(BINS as u32) }
+    }
+
     /// Files `slab`, wherever it was filed before, by the blocks that it has free now.
     ///
     /// # Safety
     /// The queue's heap owns the slab.
     pub(crate) unsafe fn file(&mut self, slab: *mut Slab) {
         // SAFETY: the queue's heap owns the slab.
-        let (bin, filed) = unsafe {
+        let (bin, filed, limit) = unsafe {
             let counts = (*slab).counts();
             let filed = (*slab).local(|local| local.queued.then_some(local.bin));
-            (Self::bin_of(counts.free + counts.virgin, counts.capacity), filed)
+            let bin = Self::bin_of(counts.free + counts.virgin, counts.capacity);
+            (bin, filed, Self::limit_of(bin, counts.capacity))
         };
         if filed == Some(bin) {
             return;
@@ -67,6 +73,7 @@ impl Queue {
             let next = self.bins[bin as usize];
             (*slab).local(|local| {
                 (local.next, local.previous, local.queued, local.bin) = (next, ptr::null_mut(), true, bin);
+                local.bin_limit = limit;
             });
             if !next.is_null() {
                 (*next).local(|local| local.previous = slab);

@@ -128,6 +128,8 @@ pub(crate) struct LocalPart {
     pub(crate) queued: bool,
     /// The bin of the queue.
     pub(crate) bin: u8,
+    /// Blocks free, those never handed out included, from which the slab belongs in a higher bin.
+    pub(crate) bin_limit: u32,
 }
 
 /// Class of the metadata of a large block.
@@ -215,6 +217,7 @@ impl Slab {
                 virgin_zero: false,
                 queued: false,
                 bin: 0,
+                bin_limit: 0,
             }),
             shared: SharedPart {
                 word: AtomicU64::new(0),
@@ -291,6 +294,7 @@ impl Slab {
             virgin_zero: zero,
             queued: false,
             bin: 0,
+            bin_limit: 0,
         };
         // SAFETY: a free slab whose slices the caller holds is the caller's.
         unsafe { self.local(|local| *local = fresh) };
@@ -348,7 +352,7 @@ impl Slab {
         }
     }
 
-    /// Takes a block back that was out; how many are out now.
+    /// Takes a block back that was out; how many are out now, and whether the slab should be filed anew in its queue.
     ///
     /// # Errors
     /// [`Misuse::DoubleFree`] if no block is out.
@@ -356,7 +360,7 @@ impl Slab {
     /// # Safety
     /// The caller owns the slab; the block is one of its blocks and is the caller's.
     #[inline]
-    pub unsafe fn give(&self, block: *mut Block) -> Result<u32, Misuse> {
+    pub unsafe fn give(&self, block: *mut Block) -> Result<(u32, bool), Misuse> {
         // SAFETY: the caller owns the slab and the block.
         unsafe {
             self.local(|local| {
@@ -364,7 +368,8 @@ impl Slab {
                 Block::set_next(block, local.free);
                 local.free = block;
                 local.free_count += 1;
-                Ok(local.out)
+                let free = local.free_count + (local.capacity - local.virgin);
+                Ok((local.out, free >= local.bin_limit || !local.queued))
             })
         }
     }

@@ -73,6 +73,12 @@ pub fn tick() {
     terrane_front::tick();
 }
 
+/// Starts a thread that gives memory back on time while the program is idle; whether it runs. Without it memory is given back
+/// when the program allocates, frees or calls [`tick`].
+pub fn start_background_purge() -> bool {
+    terrane_front::start_background_purge()
+}
+
 /// Changes how the process's allocator gives memory back, from now on.
 pub fn set_purge_policy(policy: PurgePolicy) {
     terrane_front::process::domain().set_purge(policy);
