@@ -5,7 +5,7 @@
 //!   classes  the table of size classes                       loom     the models of the lock-free protocols
 //!   bench    Terrane beside other allocators                 fuzz     operation sequences beside a reference model
 //!   fit      placement engines compared                      gpu      device pools measured
-//!   ci       `.ci/run` in a fresh clone
+//!   golden   the hit path, instruction by instruction        ci       `.ci/run` in a fresh clone
 //! ```
 //!
 //! One file per command. Commands only start other programs (mostly `cargo`), so this crate depends on no other crate
@@ -16,6 +16,7 @@ mod ci;
 mod classes;
 mod fit;
 mod fuzz;
+mod golden;
 mod gpu;
 mod loom;
 mod process;
@@ -50,6 +51,8 @@ enum Command {
     Bench(bench::Args),
     /// Run the fuzz targets for a while
     Fuzz(fuzz::Args),
+    /// Count the instructions of the hit path
+    Golden(golden::Args),
     /// Compare placement engines
     Fit(fit::Args),
     /// Measure device memory pools
@@ -66,6 +69,7 @@ fn main() -> ExitCode {
         Command::Loom(args) => loom::main(&args),
         Command::Bench(args) => bench::main(&args),
         Command::Fuzz(args) => fuzz::main(&args),
+        Command::Golden(args) => golden::main(&args),
         Command::Fit(args) => fit::main(&args),
         Command::Gpu(args) => gpu::main(&args),
     };

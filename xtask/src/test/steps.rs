@@ -30,6 +30,9 @@ pub fn all() -> Vec<Check> {
             logged(room, &mut command, 600)
         }),
         Check::new("packages", packages),
+        Check::new("golden", |room| {
+            cargo_check(room, &["run", "--release", "--package", crate::golden::PACKAGE], 900)
+        }),
         Check::new("loom", loom),
         Check::new("fuzz", fuzz),
     ];
