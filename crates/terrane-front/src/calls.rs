@@ -216,7 +216,13 @@ pub unsafe fn free(block: *mut u8) {
         if let Some(class) = entry.class() {
             // SAFETY: the caller's promise.
             unsafe {
-                if !with_lists(|lists| lists.push(block, class, entry.home())) {
+                if cfg!(debug_assertions) && block_start(block, class) != block {
+                    abort_on_misuse(Misuse::NotABlock, block.addr());
+                }
+                let kept = with_lists(|lists| {
+                    !lists.is_last_freed(block, class) && lists.push(block, class, entry.home())
+                });
+                if !kept {
                     free_miss_checked(block, class);
                 }
             }
@@ -234,6 +240,10 @@ unsafe fn free_miss_checked(block: *mut u8, class: usize) {
     // SAFETY: the entry named a class, so a slab is there.
     if unsafe { block_start(block, class) } != block {
         abort_on_misuse(Misuse::NotABlock, block.addr());
+    }
+    // SAFETY: the class is a class.
+    if with_lists(|lists| unsafe { lists.is_last_freed(block, class) }) {
+        abort_on_misuse(Misuse::DoubleFree, block.addr());
     }
     // SAFETY: the caller's promise.
     unsafe { free_miss(block, class) };

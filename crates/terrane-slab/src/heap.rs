@@ -372,6 +372,10 @@ impl<S: PageSource, K: Sharing, O: Observer> Heap<S, K, O> {
         let (mut last_kept, mut block, mut len) = (ptr::null_mut(), lists.head(class), 0);
         while !block.is_null() {
             len += 1;
+            if len > LONGEST_LIST {
+                // A block was freed twice, and the list runs in a circle.
+                self.misuse(Misuse::DoubleFree, block.addr());
+            }
             if len == bound / 2 {
                 last_kept = block;
             }
@@ -859,6 +863,9 @@ impl<S: PageSource, K: Sharing, O: Observer> Heap<S, K, O> {
         lists.unbind();
     }
 }
+
+/// No list is longer: its bound, the room between two looks, and the largest refill together.
+const LONGEST_LIST: u32 = 2 * 256 + 2 * (SLICE_BYTES / 8) as u32 * 16;
 
 /// Length from which pages are moved rather than copied.
 const REMAP_FROM: usize = 256 * 1024;

@@ -104,6 +104,16 @@ impl Lists {
         true
     }
 
+    /// Whether `block` is the one that was last freed into the list of `class`: a cheap look for the commonest double free.
+    ///
+    /// # Safety
+    /// `class` is below [`CLASSES`].
+    #[inline(always)]
+    pub unsafe fn is_last_freed(&self, block: *mut u8, class: usize) -> bool {
+        // SAFETY: the caller's promise.
+        ptr::eq(unsafe { self.heads.get_unchecked(class) }.get().cast(), block)
+    }
+
     /// Puts a block on top of its list, room or not.
     ///
     /// # Safety
