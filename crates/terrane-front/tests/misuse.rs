@@ -30,7 +30,9 @@ fn misuse(case: &str) {
                 terrane_front::free(large);
                 terrane_front::free(large);
             }
-            "inside a large block" => terrane_front::free(terrane_front::alloc(1 << 20, 16).wrapping_add(4096)),
+            "inside a large block" => {
+                terrane_front::free(terrane_front::alloc(1 << 20, 16).wrapping_add(4096))
+            }
             "a huge block twice" => {
                 let huge = terrane_front::alloc(64 << 20, 16);
                 terrane_front::free(huge);

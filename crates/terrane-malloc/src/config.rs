@@ -100,20 +100,6 @@ pub fn parse<'a>(name: &[u8], value: &'a [u8]) -> Result<Setting<'a>, BadSetting
     setting.ok_or(BadSetting::BadValue)
 }
 
-/// NUMA nodes of the machine, at least 1: how many folders the system shows for them.
-fn node_count() -> u32 {
-    let mut path = *b"/sys/devices/system/node/node0\0";
-    let digit = path.len() - 2;
-    // SAFETY: the path ends with a zero byte.
-    let exists = |path: &[u8]| unsafe { libc::access(path.as_ptr().cast(), libc::F_OK) } == 0;
-    let mut nodes = 0;
-    while nodes < 10 && exists(&path) {
-        nodes += 1;
-        path[digit] += 1;
-    }
-    nodes.max(1)
-}
-
 fn apply(setting: Setting<'_>) {
     let domain = domain();
     let mut purge = domain.policy().purge;
@@ -123,7 +109,7 @@ fn apply(setting: Setting<'_>) {
         Setting::HugeCache(bytes) => purge.huge_cache_bytes = bytes,
         Setting::LargeCache(bytes) => purge.large_cache_bytes = bytes,
         Setting::HugePages(on) => domain.set_huge_pages(on),
-        Setting::Numa(on) => domain.set_nodes(if on { node_count() } else { 1 }),
+        Setting::Numa(on) => domain.set_nodes(if on { terrane_pages::numa::node_count() } else { 1 }),
         Setting::Background(on) => {
             // A thread that cannot be started leaves memory to be given back by activity.
             let _ = on && terrane_front::start_background_purge();
