@@ -217,7 +217,8 @@ pub unsafe trait PageSource: Source {
     /// Bytes in a page of this source: a power of two, constant over its life.
     fn page_size(&self) -> usize;
 
-    /// Takes `len` bytes of address space at a multiple of `align`, without memory behind them.
+    /// Takes `len` bytes of address space at a multiple of `align`, without memory behind them. If
+    /// [`Geometry::zeroed`], pages of it read as zero when they are first committed, whatever that commit answers.
     ///
     /// # Errors
     /// A [`SourceError`]; nothing has changed then.
