@@ -1,0 +1,145 @@
+//! Handles of objects that are out: [`Lease`] and [`OwnedLease`].
+//!
+//! Invariant: a lease holds one node that is in no list, and nobody else holds it. Dropping the lease gives the node back, on
+//! whatever thread that is.
+
+use crate::key::Key;
+use crate::pool::{Node, Pool, Shared};
+use crate::recycle::Recycle;
+use crate::store::{LockFree, Store};
+use core::fmt;
+use core::marker::PhantomData;
+use core::mem::ManuallyDrop;
+use core::ops::{Deref, DerefMut};
+use core::ptr::NonNull;
+
+/// An object on loan from a pool that it cannot outlive.
+pub struct Lease<'p, T: Send + 'static, R: Recycle<T>, M: Store = LockFree> {
+    lease: OwnedLease<T, R, M>,
+    pool: PhantomData<&'p Pool<T, R, M>>,
+}
+
+impl<T: Send, R: Recycle<T>, M: Store> Lease<'_, T, R, M> {
+    /// # Safety
+    /// As for [`OwnedLease::new`].
+    #[inline(always)]
+    pub(crate) unsafe fn new(node: NonNull<Node<T, R, M>>) -> Self {
+        // SAFETY: the caller's promise.
+        Self { lease: unsafe { OwnedLease::new(node) }, pool: PhantomData }
+    }
+
+    /// Takes the object out of the pool for good.
+    pub fn detach(self) -> T {
+        self.lease.detach()
+    }
+
+    /// The same lease, free of the pool's lifetime.
+    pub fn into_owned(self) -> OwnedLease<T, R, M> {
+        self.lease
+    }
+}
+
+/// An object on loan from a pool, for any thread and any time: if the pool ends first, the object ends with the lease.
+pub struct OwnedLease<T: Send + 'static, R: Recycle<T>, M: Store = LockFree> {
+    node: NonNull<Node<T, R, M>>,
+}
+
+// SAFETY: the lease is the only way to its object, which is `Send`.
+unsafe impl<T: Send, R: Recycle<T>, M: Store> Send for OwnedLease<T, R, M> {}
+// SAFETY: a shared lease gives shared references to the object only.
+unsafe impl<T: Send + Sync, R: Recycle<T>, M: Store> Sync for OwnedLease<T, R, M> {}
+
+impl<T: Send, R: Recycle<T>, M: Store> OwnedLease<T, R, M> {
+    /// # Safety
+    /// The node is in no list and the caller's, who gives it up.
+    #[inline(always)]
+    pub(crate) unsafe fn new(node: NonNull<Node<T, R, M>>) -> Self {
+        Self { node }
+    }
+
+    /// Takes the object out of the pool for good.
+    pub fn detach(self) -> T {
+        let lease = ManuallyDrop::new(self);
+        // SAFETY: the node is the lease's (module invariant), which is gone.
+        unsafe { Shared::detach(lease.node) }
+    }
+
+    /// Puts the object away under a number, for [`Pool::claim`]. It counts as out until it is claimed and returned; if it never
+    /// is, it is a leak.
+    pub fn into_key(self) -> Key {
+        let lease = ManuallyDrop::new(self);
+        // SAFETY: the node is the lease's (module invariant), which is gone.
+        unsafe { Shared::into_key(lease.node) }
+    }
+
+    /// The lease as a pointer to its object, for [`from_raw`](Self::from_raw).
+    pub fn into_raw(self) -> NonNull<T> {
+        let lease = ManuallyDrop::new(self);
+        // SAFETY: the node is live.
+        unsafe { NonNull::new_unchecked(&raw mut (*lease.node.as_ptr()).object) }
+    }
+
+    /// The lease that became `object`.
+    ///
+    /// # Safety
+    /// The pointer came from [`into_raw`](Self::into_raw) of the same types, and is used up by this.
+    pub unsafe fn from_raw(object: NonNull<T>) -> Self {
+        let offset = core::mem::offset_of!(Node<T, R, M>, object);
+        // SAFETY: the pointer is to the object of a node, and was made from one to the whole node.
+        Self { node: unsafe { object.byte_sub(offset).cast() } }
+    }
+}
+
+impl<T: Send, R: Recycle<T>, M: Store> Drop for OwnedLease<T, R, M> {
+    #[inline]
+    fn drop(&mut self) {
+        // SAFETY: the node is the lease's (module invariant), which is gone.
+        unsafe { Shared::give(self.node) };
+    }
+}
+
+impl<T: Send, R: Recycle<T>, M: Store> Deref for OwnedLease<T, R, M> {
+    type Target = T;
+
+    #[inline(always)]
+    fn deref(&self) -> &T {
+        // SAFETY: the node is the lease's (module invariant).
+        unsafe { &(*self.node.as_ptr()).object }
+    }
+}
+
+impl<T: Send, R: Recycle<T>, M: Store> DerefMut for OwnedLease<T, R, M> {
+    #[inline(always)]
+    fn deref_mut(&mut self) -> &mut T {
+        // SAFETY: the node is the lease's (module invariant), which is borrowed alone.
+        unsafe { &mut (*self.node.as_ptr()).object }
+    }
+}
+
+impl<T: Send, R: Recycle<T>, M: Store> Deref for Lease<'_, T, R, M> {
+    type Target = T;
+
+    #[inline(always)]
+    fn deref(&self) -> &T {
+        &self.lease
+    }
+}
+
+impl<T: Send, R: Recycle<T>, M: Store> DerefMut for Lease<'_, T, R, M> {
+    #[inline(always)]
+    fn deref_mut(&mut self) -> &mut T {
+        &mut self.lease
+    }
+}
+
+impl<T: Send + fmt::Debug, R: Recycle<T>, M: Store> fmt::Debug for OwnedLease<T, R, M> {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_tuple("OwnedLease").field(&**self).finish()
+    }
+}
+
+impl<T: Send + fmt::Debug, R: Recycle<T>, M: Store> fmt::Debug for Lease<'_, T, R, M> {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_tuple("Lease").field(&**self).finish()
+    }
+}

@@ -1,0 +1,65 @@
+//! Object pools with a cache per thread: acquire and release cost a few plain loads and stores, and yet no idle object is
+//! out of reach.
+//!
+//! ```text
+//!   acquire ─▶ own magazines ─▶ own depot ─▶ common depot ─▶ other threads' depots ─▶ make one ─▶ gather ─▶ Exhausted
+//!                (hit: plain loads)              (one exchange takes a whole depot)    (bounded)    (seizes the caches
+//!   release ─▶ reset ─▶ own magazines ─▶ own depot                                                   of all threads)
+//! ```
+//!
+//! * [`Pool`] makes objects by a [`Recycle`], which also resets each object that comes back: there is no way around it.
+//! * [`Lease`] and [`OwnedLease`] give an object back when they are dropped, on whatever thread; an [`OwnedLease`] may outlive
+//!   its pool. [`OwnedLease::into_key`] puts an object away under a number that can be claimed once.
+//! * A pool is bounded, and what is still out at its end is reported ([`AtEnd`], [`Pool::close`]).
+//! * [`Pool::tick`] lets a [`Sizing`](terrane_core::Sizing) policy set the depth of each thread's cache, and gives idle
+//!   objects back.
+//!
+//! # Example
+//!
+//! ```
+//! use terrane_pool::{AtEnd, Builder, Verdict, by};
+//!
+//! let pool = Builder::new(by(
+//!     || Vec::<u8>::with_capacity(4096),
+//!     |buffer: &mut Vec<u8>| {
+//!         buffer.clear();
+//!         if buffer.capacity() > 64 << 10 { Verdict::Discard } else { Verdict::Keep }
+//!     },
+//! ))
+//! .max(1)
+//! .at_end(AtEnd::Panic)
+//! .build();
+//!
+//! let mut buffer = pool.acquire_owned().unwrap();
+//! buffer.extend_from_slice(b"filled here");
+//! std::thread::spawn(move || drop(buffer)).join().unwrap(); // returned there
+//! assert!(pool.acquire().unwrap().is_empty()); // and found, in the cache of a thread that has ended
+//! assert_eq!(pool.stats().created, 1);
+//! ```
+//!
+//! # Features and limits
+//!
+//! * Objects are `Send + 'static`. At most 256 threads at a time have a cache of their own; more share a common level under a
+//!   lock.
+//! * On Linux a thread's own operations need no fence, because a search of all caches uses `membarrier(2)`; elsewhere each
+//!   operation has one fence.
+//! * [`Mutexed`] as third parameter of a pool is a plain list behind a mutex.
+
+pub mod depot;
+pub mod error;
+pub mod fences;
+pub mod key;
+pub mod lease;
+pub mod link;
+pub mod pool;
+pub mod recycle;
+pub mod shard;
+pub mod store;
+mod thread;
+
+pub use error::{Exhausted, KeyError, Leaked, Rejected};
+pub use key::Key;
+pub use lease::{Lease, OwnedLease};
+pub use pool::{AtEnd, Builder, Pool, PoolStats};
+pub use recycle::{By, Recycle, Renew, Verdict, by};
+pub use store::{LockFree, Mutexed, Store};

@@ -1,0 +1,465 @@
+//! Where a pool's idle objects lie: [`LockFree`] and [`Mutexed`], the choices for a pool's third parameter.
+//!
+//! Invariant: an object that was put is taken once, or drained once. After [`Store::close`] nothing can be put, so a drained
+//! store stays empty.
+//!
+//! The lock-free store has a [shard](crate::shard) per thread and a common depot:
+//!
+//! ```text
+//!   take   own magazines ─▶ own depot ─▶ common depot ─▶ other threads' depots, same node first, from a random one on
+//!   put    own magazines ─▶ own depot                    (threads without a number: common depot)
+//!   gather (the bound is reached and nothing was found)   seize all shards, take what is idle anywhere
+//! ```
+
+use crate::depot::Depot;
+use crate::fences::{self, Asymmetric, Fences};
+use crate::link::{Link, List};
+use crate::shard::{Counts, Private, Shard};
+use crate::thread;
+use core::fmt::Debug;
+use core::ptr;
+use core::sync::atomic::{AtomicPtr, AtomicU32, AtomicUsize, Ordering};
+use std::sync::{Mutex, MutexGuard, PoisonError};
+
+/// What a pool asks of its store. Sealed: implemented by [`LockFree`] and [`Mutexed`].
+pub trait Store: Debug + Send + Sync + sealed::Sealed + 'static {
+    /// A store whose caches hold up to `capacity` objects each at the beginning.
+    fn new(capacity: u32) -> Self;
+
+    /// Takes an idle object that can be had without disturbing others.
+    fn take(&self) -> Option<*mut Link>;
+
+    /// Takes an idle object wherever there is one: none was idle at some moment of the call if it finds none.
+    fn gather(&self) -> Option<*mut Link>;
+
+    /// Puts an object, if no more is needed for that than the thread's own cache.
+    ///
+    /// # Errors
+    /// The object, if more is needed: then [`put_slowly`](Self::put_slowly).
+    ///
+    /// # Safety
+    /// The object is the caller's and in no list, stays valid while it is here, and may be taken by any thread. It may be
+    /// gone, and the store with it, as soon as it is put.
+    unsafe fn put(&self, link: *mut Link) -> Result<(), *mut Link>;
+
+    /// Puts an object.
+    ///
+    /// # Errors
+    /// The object, if the store is closed.
+    ///
+    /// # Safety
+    /// As for [`put`](Self::put), and the store is kept alive until this returns.
+    unsafe fn put_slowly(&self, link: *mut Link) -> Result<(), *mut Link>;
+
+    /// Takes all but `keep` of the objects that are in no thread's own cache.
+    fn trim(&self, keep: u32) -> Vec<List>;
+
+    /// Looks at every cache, and sets its capacity to what `resize` answers; what is then too much becomes available to all.
+    /// Returns how many objects are idle in all.
+    fn inspect(&self, resize: &mut dyn FnMut(Look) -> u32) -> u64;
+
+    /// Takes everything and accepts nothing any more.
+    fn close(&self) -> Vec<List>;
+}
+
+/// What [`Store::inspect`] sees of one cache.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub struct Look {
+    /// Number of the cache.
+    pub cache: u32,
+    /// Idle objects in it.
+    pub idle: u32,
+    /// Fewest idle objects since the last look.
+    pub low_water: u32,
+    /// Idle objects that it may hold.
+    pub capacity: u32,
+    /// What it did since it was made.
+    pub counts: Counts,
+}
+
+mod sealed {
+    /// Keeps the stores to this crate, where their invariants are.
+    pub trait Sealed {}
+    impl Sealed for super::LockFree {}
+    impl Sealed for super::Mutexed {}
+}
+
+#[derive(Debug)]
+struct Slot {
+    shard: Shard<Asymmetric>,
+    /// NUMA node of the thread that made the shard, or of the one that used its number since and had a miss.
+    node: AtomicU32,
+    /// State of the generator that picks victims. Only the owner writes it.
+    random: AtomicU32,
+}
+
+/// A cache per thread, without locks between them.
+#[derive(Debug)]
+pub struct LockFree {
+    slots: Box<[AtomicPtr<Slot>]>,
+    /// Slots at or above this are empty.
+    used: AtomicUsize,
+    common: Depot<Asymmetric>,
+    capacity: u32,
+    /// Held to seize shards. Whether the store is closed.
+    control: Mutex<bool>,
+}
+
+impl LockFree {
+    #[inline(always)]
+    fn mine(&self) -> Option<&Slot> {
+        let slot = self.slots.get(thread::number()?)?.load(Ordering::Acquire);
+        // SAFETY: slots are made once and live as long as the store.
+        unsafe { slot.as_ref() }
+    }
+
+    fn control(&self) -> MutexGuard<'_, bool> {
+        // No code of others runs under this lock, so a poisoned one is as good as any.
+        self.control.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// This thread's slot, made now if it has none; `None` if this thread cannot have one, or the store is closed.
+    fn mine_or_made(&self) -> Option<&Slot> {
+        let slot = &self.slots[thread::number()?];
+        let mut found = slot.load(Ordering::Acquire);
+        if found.is_null() {
+            let closed = self.control();
+            if *closed {
+                return None;
+            }
+            let number = thread::number()?;
+            found = Box::into_raw(Box::new(Slot {
+                shard: Shard::new(self.capacity),
+                node: AtomicU32::new(thread::node()),
+                random: AtomicU32::new(number as u32 * 2 + 1),
+            }));
+            slot.store(found, Ordering::Release);
+            self.used.fetch_max(number + 1, Ordering::Release);
+        }
+        // SAFETY: as in `mine`.
+        unsafe { found.as_ref() }
+    }
+
+    fn all(&self) -> impl Iterator<Item = (usize, &Slot)> {
+        let used = self.used.load(Ordering::Acquire);
+        self.slots[..used].iter().enumerate().filter_map(|(number, slot)| {
+            // SAFETY: as in `mine`.
+            Some((number, unsafe { slot.load(Ordering::Acquire).as_ref() }?))
+        })
+    }
+
+    /// Seizes every shard, and calls `f` with the private lists and the depot of each in turn. `_held` is the control lock.
+    fn seize_all(&self, _held: &mut bool, mut f: impl FnMut(usize, &mut Private, &Depot<Asymmetric>)) {
+        // New shards are made under the control lock: there will be no others.
+        self.all().for_each(|(_, slot)| slot.shard.seize());
+        Asymmetric::heavy();
+        for (number, slot) in self.all() {
+            // SAFETY: the control lock excludes other seizers; the shard was seized before the fence.
+            unsafe { slot.shard.wait(|private| f(number, private, slot.shard.depot())) };
+        }
+    }
+
+    #[cold]
+    #[inline(never)]
+    fn take_slowly(&self) -> Option<*mut Link> {
+        loop {
+            let Some(slot) = self.mine_or_made() else {
+                let _held = self.control();
+                return self.take_common();
+            };
+            // SAFETY: the slot is of this thread's number, and no visit is open.
+            if let Some(mut visit) = unsafe { slot.shard.enter() } {
+                if let Some(link) = visit.pop() {
+                    return Some(link);
+                }
+                visit.missed();
+                if let Some(link) =
+                    visit.take_over(slot.shard.depot()).or_else(|| visit.take_over(&self.common))
+                {
+                    return Some(link);
+                }
+                slot.node.store(thread::node(), Ordering::Relaxed);
+                return self.victims(slot).find_map(|victim| visit.take_over(victim));
+            }
+            // Seized: whoever does that holds the lock. A store that was closed stays seized, and has nothing.
+            if *self.control() {
+                return None;
+            }
+        }
+    }
+
+    /// The depots of the other threads: those of the same node first, beginning with a random one.
+    fn victims<'s>(&'s self, thief: &'s Slot) -> impl Iterator<Item = &'s Depot<Asymmetric>> {
+        // A step of xorshift (Marsaglia, 2003).
+        let mut random = thief.random.load(Ordering::Relaxed);
+        random ^= random << 13;
+        random ^= random >> 17;
+        random ^= random << 5;
+        thief.random.store(random, Ordering::Relaxed);
+        let start = random as usize % self.used.load(Ordering::Relaxed).max(1);
+        let node = thief.node.load(Ordering::Relaxed);
+        [true, false].into_iter().flat_map(move |same| {
+            self.all()
+                .skip(start)
+                .chain(self.all().take(start))
+                .map(|(_, victim)| victim)
+                .filter(move |victim| {
+                    !ptr::eq(*victim, thief) && (victim.node.load(Ordering::Relaxed) == node) == same
+                })
+                .map(|victim| victim.shard.depot())
+        })
+    }
+
+    /// Takes one object from the common depot. The control lock is held.
+    fn take_common(&self) -> Option<*mut Link> {
+        let mut lists = self.common.take();
+        let mut first = lists.next()?;
+        let link = first.pop();
+        self.common.push(first);
+        lists.for_each(|list| self.common.push(list));
+        link
+    }
+}
+
+impl Store for LockFree {
+    fn new(capacity: u32) -> Self {
+        fences::prepare();
+        Self {
+            slots: (0..thread::MOST).map(|_| AtomicPtr::new(ptr::null_mut())).collect(),
+            used: AtomicUsize::new(0),
+            common: Depot::new(),
+            capacity,
+            control: Mutex::new(false),
+        }
+    }
+
+    #[inline(always)]
+    fn take(&self) -> Option<*mut Link> {
+        if let Some(slot) = self.mine() {
+            // SAFETY: the slot is of this thread's number, and no visit is open.
+            if let Some(mut visit) = unsafe { slot.shard.enter() }
+                && let Some(link) = visit.pop()
+            {
+                return Some(link);
+            }
+        }
+        self.take_slowly()
+    }
+
+    #[cold]
+    fn gather(&self) -> Option<*mut Link> {
+        let mut held = self.control();
+        if *held {
+            return None;
+        }
+        self.seize_all(&mut held, |_, private, depot| {
+            private.drain().into_iter().for_each(|list| self.common.push(list));
+            depot.take().for_each(|list| self.common.push(list));
+        });
+        let link = self.take_common();
+        self.all().for_each(|(_, slot)| slot.shard.release());
+        link
+    }
+
+    #[inline(always)]
+    unsafe fn put(&self, link: *mut Link) -> Result<(), *mut Link> {
+        if let Some(slot) = self.mine() {
+            // SAFETY: the slot is of this thread's number, and no visit is open.
+            if let Some(mut visit) = unsafe { slot.shard.enter() } {
+                // SAFETY: the caller's promise.
+                unsafe { visit.push(link) };
+                return Ok(());
+            }
+        }
+        Err(link)
+    }
+
+    #[cold]
+    unsafe fn put_slowly(&self, link: *mut Link) -> Result<(), *mut Link> {
+        loop {
+            match self.mine_or_made() {
+                // SAFETY: the caller's promise.
+                Some(_) => match unsafe { self.put(link) } {
+                    Ok(()) => return Ok(()),
+                    Err(_) if *self.control() => return Err(link),
+                    Err(_) => {}
+                },
+                None => {
+                    let closed = self.control();
+                    if *closed {
+                        return Err(link);
+                    }
+                    let mut list = List::empty();
+                    // SAFETY: the caller's promise.
+                    unsafe { list.push(link) };
+                    self.common.push(list);
+                    return Ok(());
+                }
+            }
+        }
+    }
+
+    fn trim(&self, keep: u32) -> Vec<List> {
+        let mut held = self.control();
+        let (mut kept, mut trimmed) = (0, Vec::new());
+        self.seize_all(&mut held, |_, _, depot| depot.take().for_each(|list| self.common.push(list)));
+        let lists: Vec<List> = self.common.take().collect();
+        for list in lists {
+            if kept + list.len() <= keep {
+                kept += list.len();
+                self.common.push(list);
+            } else {
+                trimmed.push(list);
+            }
+        }
+        if !*held {
+            self.all().for_each(|(_, slot)| slot.shard.release());
+        }
+        trimmed
+    }
+
+    fn inspect(&self, resize: &mut dyn FnMut(Look) -> u32) -> u64 {
+        let mut held = self.control();
+        let mut idle = 0;
+        self.seize_all(&mut held, |number, private, depot| {
+            let (counts, low_water) = private.report();
+            let look = Look {
+                cache: number as u32,
+                idle: private.len(),
+                low_water,
+                capacity: private.capacity(),
+                counts,
+            };
+            private.set_capacity(resize(look));
+            depot.push(private.cut(private.capacity()));
+            idle += u64::from(private.len());
+            let lists: Vec<List> = depot.take().collect();
+            for list in lists {
+                idle += u64::from(list.len());
+                depot.push(list);
+            }
+        });
+        let lists: Vec<List> = self.common.take().collect();
+        for list in lists {
+            idle += u64::from(list.len());
+            self.common.push(list);
+        }
+        if !*held {
+            self.all().for_each(|(_, slot)| slot.shard.release());
+        }
+        idle
+    }
+
+    fn close(&self) -> Vec<List> {
+        let mut held = self.control();
+        *held = true;
+        let mut lists = Vec::new();
+        // The shards stay seized.
+        self.seize_all(&mut held, |_, private, depot| {
+            lists.extend(private.drain());
+            lists.extend(depot.take());
+        });
+        lists.extend(self.common.take());
+        lists
+    }
+}
+
+impl Drop for LockFree {
+    fn drop(&mut self) {
+        for slot in &self.slots {
+            let slot = slot.load(Ordering::Acquire);
+            if !slot.is_null() {
+                // SAFETY: the store made the slot, and nobody uses the store any more.
+                drop(unsafe { Box::from_raw(slot) });
+            }
+        }
+    }
+}
+
+#[derive(Debug)]
+struct Shelf {
+    idle: List,
+    low_water: u32,
+    counts: Counts,
+    capacity: u32,
+    closed: bool,
+}
+
+// SAFETY: the links belong to the shelf, and whoever puts objects promises that any thread may take them.
+unsafe impl Send for Shelf {}
+
+/// One list behind the standard library's mutex: the yardstick, and the choice where threads are few and objects dear.
+#[derive(Debug)]
+pub struct Mutexed(Mutex<Shelf>);
+
+impl Mutexed {
+    fn shelf(&self) -> MutexGuard<'_, Shelf> {
+        self.0.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+impl Store for Mutexed {
+    fn new(capacity: u32) -> Self {
+        let counts = Counts::default();
+        Self(Mutex::new(Shelf { idle: List::empty(), low_water: 0, counts, capacity, closed: false }))
+    }
+
+    #[inline]
+    fn take(&self) -> Option<*mut Link> {
+        let mut shelf = self.shelf();
+        let link = shelf.idle.pop();
+        match link {
+            Some(_) => shelf.counts.hits += 1,
+            None => shelf.counts.misses += 1,
+        }
+        shelf.low_water = shelf.low_water.min(shelf.idle.count);
+        link
+    }
+
+    fn gather(&self) -> Option<*mut Link> {
+        self.shelf().idle.pop()
+    }
+
+    #[inline]
+    unsafe fn put(&self, link: *mut Link) -> Result<(), *mut Link> {
+        let mut shelf = self.shelf();
+        if shelf.closed {
+            return Err(link);
+        }
+        // SAFETY: the caller's promise.
+        unsafe { shelf.idle.push(link) };
+        Ok(())
+    }
+
+    unsafe fn put_slowly(&self, link: *mut Link) -> Result<(), *mut Link> {
+        // SAFETY: the caller's promise.
+        unsafe { self.put(link) }
+    }
+
+    fn trim(&self, keep: u32) -> Vec<List> {
+        let mut shelf = self.shelf();
+        let mut surplus = List::empty();
+        while shelf.idle.count > keep {
+            if let Some(link) = shelf.idle.pop() {
+                // SAFETY: the link was in a list that is ours, and is in none now.
+                unsafe { surplus.push(link) };
+            }
+        }
+        vec![surplus]
+    }
+
+    fn inspect(&self, resize: &mut dyn FnMut(Look) -> u32) -> u64 {
+        let mut shelf = self.shelf();
+        let (idle, low_water) = (shelf.idle.count, shelf.low_water.min(shelf.idle.count));
+        let look = Look { cache: 0, idle, low_water, capacity: shelf.capacity, counts: shelf.counts };
+        shelf.low_water = idle;
+        shelf.capacity = resize(look);
+        u64::from(idle)
+    }
+
+    fn close(&self) -> Vec<List> {
+        let mut shelf = self.shelf();
+        shelf.closed = true;
+        vec![shelf.idle.take()]
+    }
+}
