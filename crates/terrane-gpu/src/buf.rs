@@ -57,6 +57,7 @@ impl<T, P: DevicePool> DeviceBuf<T, P> {
     /// # Errors
     /// A [`PoolError`].
     #[inline]
+    #[track_caller]
     pub fn new_in(pool: P, len: usize, stream: Stream) -> Result<Self, PoolError> {
         let bytes =
             (len as u64).checked_mul(size_of::<T>() as u64).ok_or(PoolError::bad_request(u64::MAX))?;

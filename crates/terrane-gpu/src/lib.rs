@@ -45,6 +45,7 @@
 //! A pool serves one device. Blocks are at least 256 bytes apart on real devices. Work that uses a buffer on a stream other
 //! than its own has to be named with [`DeviceBuf::used_on`].
 
+pub mod adaptors;
 pub mod arena;
 mod bins;
 pub mod buf;
@@ -65,6 +66,8 @@ mod lanes;
 pub mod pool;
 pub mod sim;
 mod size_class;
+#[cfg(feature = "snapshot")]
+pub mod snapshot;
 pub mod sources;
 pub mod stream_order;
 pub mod variable;

@@ -63,6 +63,7 @@ pub unsafe trait DevicePool: Send + Sync {
     ///
     /// # Errors
     /// A [`PoolError`]; nothing has changed then.
+    #[track_caller]
     fn allocate(&self, len: u64, align: u64, stream: Stream) -> Result<Block, PoolError>;
 
     /// Takes a block back, in the order of `stream`: work already submitted to `stream`, and to the streams
@@ -85,6 +86,7 @@ pub unsafe trait DevicePool: Send + Sync {
 
 /// A pool's figures. Bytes, unless they say otherwise.
 #[derive(Clone, Copy, PartialEq, Eq, Default, Debug)]
+#[cfg_attr(feature = "snapshot", derive(serde::Serialize))]
 pub struct PoolStats {
     /// Held from the device.
     pub reserved: u64,
@@ -138,6 +140,7 @@ macro_rules! forward {
         // SAFETY: every call is passed on to a pool that keeps the contract.
         unsafe impl<P: DevicePool + ?Sized> DevicePool for $kind {
             #[inline]
+            #[track_caller]
             fn allocate(&self, len: u64, align: u64, stream: Stream) -> Result<Block, PoolError> {
                 (**self).allocate(len, align, stream)
             }

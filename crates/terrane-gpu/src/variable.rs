@@ -109,6 +109,7 @@ struct LaneState<P: Engine, B: Backing<S>, S: Streams + ?Sized + 'static> {
 
 /// What one stream did with a pool.
 #[derive(Clone, Copy, PartialEq, Eq, Default, Debug)]
+#[cfg_attr(feature = "snapshot", derive(serde::Serialize))]
 pub struct StreamFigures {
     /// [`Stream::key`].
     pub stream: u32,

@@ -11,7 +11,7 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicU32, Ordering::SeqCst};
 use terrane_gpu::sim::{Access, Call, Fault, Sim, SimConfig, SimDevice, Violation};
 use terrane_gpu::{
-    Backing, Block, ChunkConfig, Device, DeviceBuf, DevicePool, DevicePoolOf, DriverError, PoolError,
+    Backing, Block, ChunkConfig, Device, DeviceBuf, DevicePool, DevicePoolOf, DriverError, Engine, PoolError,
     Shortage, Stream, Streams, VariablePool, VmmConfig, VmmPool,
 };
 
@@ -46,9 +46,9 @@ fn give(pool: &impl DevicePool, block: Block, stream: Stream) {
 
 /// A long run of chance: blocks of many lengths on several streams, filled, checked, shared, given back, while driver
 /// calls may fail. Returns the number of requests that were served.
-fn wander<B: Backing<SimDevice>>(
+fn wander<P: Engine, B: Backing<SimDevice>>(
     sim: &Sim,
-    pool: &VariablePool<FirstFit, B, SimDevice>,
+    pool: &VariablePool<P, B, SimDevice>,
     seed: u64,
     rounds: u32,
 ) -> u32 {
@@ -141,6 +141,26 @@ fn nothing_overlaps_and_no_reuse_comes_early_whatever_the_seed() {
             assert_eq!(sim.violations(), []);
         }
     }
+}
+
+fn wander_over_both<P: Engine>(engine: fn() -> P) {
+    for seed in 1..=5 {
+        let small = ChunkConfig { chunk_len: 256 << 10, ..ChunkConfig::default() };
+        let sim_a = sim(seed, 4 << 20);
+        wander(&sim_a, &VariablePool::on(sim_a.device(0), small, engine), seed, 1500);
+        let sim_b = sim(seed, 4 << 20);
+        let config = VmmConfig { piece_len: PIECE, range_len: 64 << 20, ..VmmConfig::default() };
+        let pool = VariablePool::mapped_on(sim_b.device(0), config, engine).unwrap();
+        wander(&sim_b, &pool, seed, 1500);
+    }
+}
+
+#[test]
+fn every_engine_serves() {
+    wander_over_both(|| terrane_fit::Tlsf::with_granule(256));
+    wander_over_both(|| terrane_fit::BestFit::with_granule(256));
+    wander_over_both(|| terrane_fit::FirstFit::with_granule(256));
+    wander_over_both(|| terrane_fit::NextFit::with_granule(256));
 }
 
 #[test]

@@ -1,0 +1,149 @@
+//! Pools around pools, and what can be seen of them.
+#![cfg(not(loom))]
+
+use std::sync::Arc;
+use std::sync::atomic::{AtomicU32, Ordering::SeqCst};
+use terrane_gpu::adaptors::{Limit, OnOutOfMemory, Statistics, Trace, Track};
+use terrane_gpu::{
+    Block, Device, DeviceBuf, DevicePool, FixedConfig, FixedPool, Shortage, Sim, SimDevice, Stream,
+};
+
+fn pool(sim: &Sim, max_blocks: u32) -> FixedPool<SimDevice> {
+    let config = FixedConfig { block_len: 4096, align: 256, blocks_per_chunk: 4, max_blocks };
+    FixedPool::new(sim.device(0), config).unwrap()
+}
+
+fn give(pool: &impl DevicePool, block: Block, stream: Stream) {
+    // SAFETY: no work uses the block.
+    unsafe { pool.deallocate(block, stream, &[]) }
+}
+
+#[test]
+fn a_limit_counts_whole_blocks_and_says_what_is_left() {
+    let sim = Sim::new();
+    let stream = sim.device(0).default_stream();
+    let limited = Limit::new(pool(&sim, 64), 10_000);
+    let a = limited.allocate(100, 16, stream).unwrap();
+    let b = limited.allocate(100, 16, stream).unwrap();
+    let error = limited.allocate(2000, 16, stream).unwrap_err();
+    assert_eq!((error.shortage, error.limit, error.free), (Shortage::Limit, Some(10_000), 10_000 - 8192));
+    give(&limited, a, stream);
+    let c = limited.allocate(2000, 16, stream).unwrap();
+    give(&limited, b, stream);
+    give(&limited, c, stream);
+    assert_eq!(limited.allocate(u64::MAX, 16, stream).unwrap_err().shortage, Shortage::Limit);
+    assert_eq!(limited.allocate(5000, 16, stream).unwrap_err().shortage, Shortage::BadRequest);
+    let all: Vec<Block> = (0..2).map(|_| limited.allocate(4096, 16, stream).unwrap()).collect();
+    all.into_iter().for_each(|block| give(&limited, block, stream));
+}
+
+#[test]
+fn the_callback_may_free_something_and_ask_for_another_attempt() {
+    let sim = Sim::new();
+    let stream = sim.device(0).default_stream();
+    let inner = Arc::new(pool(&sim, 4));
+    let hoard: Arc<parking_lot::Mutex<Vec<Block>>> = Arc::default();
+    let calls = Arc::new(AtomicU32::new(0));
+    let pool = {
+        let (inner, hoard, calls) = (inner.clone(), hoard.clone(), calls.clone());
+        OnOutOfMemory::new(inner.clone(), move |error, attempt| {
+            calls.fetch_add(1, SeqCst);
+            assert_eq!((error.shortage, attempt), (Shortage::Limit, 1));
+            let freed = hoard.lock().pop();
+            freed.map(|block| give(&inner, block, stream)).is_some()
+        })
+    };
+    hoard.lock().extend((0..4).map(|_| inner.take(stream).unwrap()));
+    let block = pool.allocate(1, 16, stream).unwrap();
+    assert_eq!((calls.load(SeqCst), hoard.lock().len()), (1, 3));
+    hoard.lock().clear();
+    assert!(pool.allocate(1, 16, stream).is_err(), "nothing left to free");
+    assert_eq!(calls.load(SeqCst), 2);
+    assert_eq!(pool.allocate(0, 16, stream).unwrap_err().shortage, Shortage::BadRequest);
+    assert_eq!(calls.load(SeqCst), 2, "a malformed request is no shortage");
+    give(&pool, block, stream);
+}
+
+#[test]
+fn leaks_are_reported_with_the_line_that_asked_for_them() {
+    let sim = Sim::new();
+    let stream = sim.device(0).default_stream();
+    let reported: Arc<parking_lot::Mutex<Vec<(u64, u32)>>> = Arc::default();
+    let there = reported.clone();
+    let tracked = Arc::new(Track::reporting(pool(&sim, 64), move |leaks| {
+        there.lock().extend(leaks.iter().map(|leak| (leak.asked, leak.site.line())));
+        assert!(leaks.iter().all(|leak| leak.site.file().ends_with("adaptors.rs")), "{leaks:?}");
+    }));
+    drop(DeviceBuf::<u32, _>::new_in(tracked.clone(), 10, stream).unwrap());
+    let line = line!() + 1;
+    let leaked = DeviceBuf::<u32, _>::new_in(&*tracked, 25, stream).unwrap();
+    std::mem::forget(leaked);
+    assert_eq!(tracked.live().len(), 1);
+    assert!(tracked.live()[0].to_string().contains("100 bytes"));
+    drop(tracked);
+    assert_eq!(*reported.lock(), [(100, line)]);
+}
+
+#[test]
+fn statistics_know_the_exact_peak() {
+    let sim = Sim::new();
+    let stream = sim.device(0).default_stream();
+    let counted = Statistics::new(pool(&sim, 8));
+    let mut blocks: Vec<Block> = (0..5).map(|_| counted.allocate(100, 16, stream).unwrap()).collect();
+    blocks.drain(1..).for_each(|block| give(&counted, block, stream));
+    let stats = counted.stats();
+    assert_eq!((stats.live, stats.peak_live, stats.requested), (4096, 5 * 4096, 100));
+    assert_eq!((stats.live_blocks, stats.reserved), (1, 8 * 4096));
+    assert!((stats.internal_fragmentation() - (1.0 - 100.0 / 4096.0)).abs() < 1e-9);
+    counted.reset_peak();
+    assert_eq!(counted.stats().peak_live, 4096);
+    assert!(counted.allocate(5000, 16, stream).is_err());
+    assert_eq!(counted.failures(), 1);
+    blocks.into_iter().for_each(|block| give(&counted, block, stream));
+}
+
+#[test]
+fn a_trace_is_bounded_in_its_past_and_complete_in_its_present() {
+    let sim = Sim::new();
+    let stream = sim.device(0).default_stream();
+    let traced = Trace::new(pool(&sim, 64), 10);
+    let kept: Vec<Block> = (0..20).map(|_| traced.allocate(1, 16, stream).unwrap()).collect();
+    for _ in 0..30 {
+        give(&traced, traced.allocate(2, 16, stream).unwrap(), stream);
+    }
+    let lifetimes = traced.lifetimes();
+    assert_eq!(lifetimes.iter().filter(|life| life.died_nanos.is_none()).count(), 20);
+    assert_eq!((lifetimes.len(), traced.dropped()), (30, 20));
+    assert!(traced.allocate(1 << 40, 16, stream).is_err());
+    assert_eq!(traced.failures().len(), 1);
+    kept.into_iter().for_each(|block| give(&traced, block, stream));
+}
+
+#[cfg(feature = "snapshot")]
+#[test]
+fn a_snapshot_is_readable_by_programs_and_by_people() {
+    use terrane_gpu::snapshot::Snapshot;
+    let sim = Sim::new();
+    let device = sim.device(0);
+    let (a, b) = (device.default_stream(), device.stream_create().unwrap());
+    let traced = Trace::new(pool(&sim, 64), 1000);
+    let kept = traced.allocate(100, 16, a).unwrap();
+    for i in 0..50 {
+        let stream = if i % 2 == 0 { a } else { b };
+        give(&traced, traced.allocate(200, 16, stream).unwrap(), stream);
+    }
+    assert!(traced.allocate(1 << 40, 16, a).is_err());
+    let snapshot = Snapshot::of(&traced, device.info());
+    let json: serde_json::Value = serde_json::from_str(&snapshot.to_json().unwrap()).unwrap();
+    assert_eq!(json["blocks"].as_array().unwrap().len(), 51);
+    assert_eq!(json["stats"]["live_blocks"], 1);
+    assert_eq!(json["simulated"], true);
+    let html = snapshot.to_html();
+    assert_eq!(html.matches("<rect").count(), 51);
+    assert_eq!(html.matches("<svg").count(), html.matches("</svg>").count());
+    assert!(html.contains("simulated device") && html.contains("malformed request"));
+    assert!(!html.contains("http"), "nothing from elsewhere");
+    give(&traced, kept, a);
+    let empty = Snapshot::of(&Trace::new(pool(&sim, 4), 1), device.info()).to_html();
+    assert!(empty.contains("<svg") && !empty.contains("NaN"));
+}
