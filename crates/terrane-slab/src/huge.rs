@@ -19,7 +19,7 @@
 
 use crate::bitmap;
 use crate::domain::Domain;
-use crate::segment::{HEADER_SLICES, Kind, SEGMENT_BYTES, SEGMENT_SHIFT, SLICE_BYTES, Segment};
+use crate::segment::{HEADER_SLICES, Kind, METADATA_END, SEGMENT_BYTES, SEGMENT_SHIFT, SLICE_BYTES, Segment};
 use crate::segment_map;
 use crate::sharing::Sharing;
 use core::ptr::{self, NonNull};
@@ -176,8 +176,10 @@ impl<S: PageSource, K: Sharing, O: Observer> Domain<S, K, O> {
         let block = unsafe { start.add(offset) };
         let page = self.source.page_size();
         let committed = whole_pages(bytes, page);
-        let header_bytes = whole_pages(size_of::<Segment>(), page);
+        let header_bytes = whole_pages(METADATA_END, page);
         let pointer = |p| NonNull::new(p).expect("a segment has an address");
+        // The whole header is made readable, though only its first page is written: a free of an address whose length it does
+        // not know reads the entry there before it knows that the segment is a span's.
         // SAFETY: the span is claimed and lies in a live reservation of the source.
         let done = unsafe {
             self.source.commit(pointer(start), header_bytes).and_then(|_| {
@@ -299,7 +301,7 @@ impl<S: PageSource, K: Sharing, O: Observer> Domain<S, K, O> {
         let bytes = segment.huge_usable();
         let segments = segment.span_segments.load(Ordering::Relaxed);
         let (arena, index) = (&self.arenas[segment.arena as usize], segment.index as usize);
-        let header_bytes = whole_pages(size_of::<Segment>(), self.source.page_size());
+        let header_bytes = whole_pages(METADATA_END, self.source.page_size());
         segment_map::remove(start.addr(), segments);
         self.forget_dense(segment);
         let pointer = |p| NonNull::new(p).expect("a segment has an address");
