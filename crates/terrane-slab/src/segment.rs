@@ -5,16 +5,16 @@
 //! slab's metadata therefore always reads metadata.
 //!
 //! ```text
-//!   0        4 KiB                2052 KiB         2308 KiB      2336 KiB                       32 MiB
-//!   | header | window of entries  | slab metadata  | arena maps* | slice 146 | slice 147 | …  2047 |
+//!   0        4 KiB                516 KiB          580 KiB       640 KiB                      32 MiB
+//!   | header | window of entries  | slab metadata  | arena maps* | slice 10 | slice 11 | …  511 |
 //!                                                    * in the first segment of an arena
 //! ```
 //!
 //! There is one *entry* (eight bytes: home heap, class) a slice, and a free must find it in few instructions. An
-//! address has its slice number in bits 14..25. Bits 14..32, as one 32-bit shift gives them without a mask, are the slice
-//! number and the low seven bits of the segment's own number; so the header keeps a window of 262 144 entries, of which a
-//! segment uses the 2048 that its own number selects (16 KiB; the rest is address space that is never touched). The shift
-//! saves an instruction on every free, and as a gift the entries of different segments fall into different cache sets.
+//! address has its slice number in bits 16..25. Bits 16..32, as one 32-bit shift gives them without a mask, are the slice
+//! number and the low seven bits of the segment's own number; so the header keeps a window of 65 536 entries, of which a
+//! segment uses the 512 that its own number selects (one 4 KiB page; the rest is address space that is never touched). The
+//! shift saves an instruction on every free, and as a gift the entries of different segments fall into different cache sets.
 
 use crate::size_class::CLASSES;
 use crate::slab::{HeapId, Slab};
@@ -22,7 +22,7 @@ use core::ptr;
 use terrane_core::sync::atomic::{AtomicU32, AtomicU64, AtomicUsize, Ordering};
 
 /// log2 of [`SLICE_BYTES`].
-pub const SLICE_SHIFT: u32 = 14;
+pub const SLICE_SHIFT: u32 = 16;
 /// Bytes of a slice, the unit in which slabs and large blocks take memory from a segment.
 pub const SLICE_BYTES: usize = 1 << SLICE_SHIFT;
 /// log2 of [`SEGMENT_BYTES`].

@@ -10,8 +10,8 @@
 //!
 //! | bits of the top | field |
 //! |---|---|
-//! | 0..34 | number of the first slab, 0 if the shelf is empty |
-//! | 34..64 | pops so far, wrapping |
+//! | 0..32 | number of the first slab, 0 if the shelf is empty |
+//! | 32..64 | pops so far, wrapping |
 
 use crate::sharing::Sharing;
 use crate::slab::{NUMBER_BITS, Slab};
