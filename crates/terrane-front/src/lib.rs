@@ -38,6 +38,7 @@ pub mod calls;
 mod fork;
 pub mod process;
 mod records;
+pub mod sizing;
 mod snapshot;
 mod thread;
 mod tls;

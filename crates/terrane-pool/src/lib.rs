@@ -63,3 +63,6 @@ pub use lease::{Lease, OwnedLease};
 pub use pool::{AtEnd, Builder, Pool, PoolStats};
 pub use recycle::{By, Recycle, Renew, Verdict, by};
 pub use store::{LockFree, Mutexed, Store};
+/// Policies for [`Builder::sizing`]: the same as for the caches of the allocator.
+#[cfg(not(loom))]
+pub use terrane_front::sizing;
