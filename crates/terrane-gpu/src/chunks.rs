@@ -8,6 +8,7 @@
 use crate::arena::Arena;
 use crate::device::{Device, Streams};
 use crate::error::{PoolError, Shortage};
+use crate::size_class::GRANULE;
 use crate::sources::DeviceMemory;
 use crate::stream_order::StreamOrder;
 use crate::variable::{Backing, Engine, VariablePool};
@@ -59,6 +60,13 @@ impl<P: Engine, D: Device + ?Sized + 'static> DevicePoolOf<P, D> {
     pub fn on(device: Arc<D>, config: ChunkConfig, engine: fn() -> P) -> Self {
         Self::over(device.clone(), Chunks::new(DeviceMemory(device), config), engine)
     }
+}
+
+/// The part of a chunk that is made of whole granules: a source may align to less.
+fn usable(offset: u64, len: u64) -> Span {
+    let start = offset.next_multiple_of(GRANULE);
+    let end = (offset + len) / GRANULE * GRANULE;
+    Span::new(start, end.saturating_sub(start))
 }
 
 impl<M: Source> Chunks<M> {
@@ -124,7 +132,8 @@ where
         arena: &Mutex<Arena<P, ()>>,
         order: &StreamOrder<S>,
     ) -> Result<(), PoolError> {
-        let slack = if align > 256 { align } else { 0 };
+        let granules = if self.source.geometry().max_align < GRANULE { GRANULE } else { 0 };
+        let slack = granules + if align > 256 { align } else { 0 };
         let held = arena.lock().reserved;
         let extent = match self.acquire(len + slack, held) {
             Ok(extent) => extent,
@@ -138,9 +147,9 @@ where
             }
         };
         let offset = self.offset_of(&extent);
-        let len = extent.len();
+        let (len, span) = (extent.len(), usable(offset, extent.len()));
         self.chunks.lock().insert(offset, extent);
-        if arena.lock().add(Span::new(offset, len)).is_err() {
+        if arena.lock().add(span).is_err() {
             if let Some(extent) = self.chunks.lock().remove(&offset) {
                 // SAFETY: the chunk was never part of the space. If the source refuses, there is nobody left to tell.
                 let _ = unsafe { self.source.release(extent) };
@@ -151,9 +160,10 @@ where
     }
 
     fn shrink<P: Placement>(&self, arena: &Mutex<Arena<P, ()>>, order: &StreamOrder<S>, wait: bool) -> u64 {
-        let all: Vec<Span> = self.chunks.lock().iter().map(|(&o, e)| Span::new(o, e.len())).collect();
+        let all: Vec<(u64, u64)> = self.chunks.lock().iter().map(|(&o, e)| (o, e.len())).collect();
         let mut given_back = 0;
-        for span in all {
+        for (offset, len) in all {
+            let span = usable(offset, len);
             if wait {
                 // Only if the chunk is one hole does anybody wait.
                 let stamps: Vec<_> = {
@@ -172,12 +182,12 @@ where
             if !arena.lock().remove_past(span, order) {
                 continue;
             }
-            let Some(extent) = self.chunks.lock().remove(&span.offset) else { continue };
+            let Some(extent) = self.chunks.lock().remove(&offset) else { continue };
             // SAFETY: the chunk was one hole, is no longer part of the space, and all work on it is past.
             match unsafe { self.source.release(extent) } {
                 Ok(()) => given_back += span.len,
                 Err(error) => {
-                    self.chunks.lock().insert(span.offset, error.extent);
+                    self.chunks.lock().insert(offset, error.extent);
                     let back = arena.lock().add(span);
                     debug_assert!(back.is_ok(), "a span that was just taken out can be put back");
                 }

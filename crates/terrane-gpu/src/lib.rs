@@ -55,6 +55,7 @@ pub mod conformance;
 #[cfg(feature = "cuda")]
 pub mod cuda;
 pub mod device;
+pub mod driver_pool;
 #[doc(hidden)]
 pub mod epoch;
 pub mod error;
@@ -63,6 +64,8 @@ pub mod fixed;
 pub mod free_list;
 mod gate;
 mod lanes;
+pub mod manager;
+pub mod pinned;
 pub mod pool;
 pub mod sim;
 mod size_class;
@@ -70,6 +73,7 @@ mod size_class;
 pub mod snapshot;
 pub mod sources;
 pub mod stream_order;
+pub mod transfer;
 pub mod variable;
 pub mod vmm;
 
@@ -81,8 +85,10 @@ pub use device::{
     Device, DeviceInfo, DeviceMemoryInfo, DriverResult, Event, OrderedMemory, Physical, Stream, Streams,
     Uuid, VirtualMemory,
 };
+pub use driver_pool::DriverPool;
 pub use error::{DriverError, GpuAbsence, PoolError, Shortage};
 pub use fixed::{FixedConfig, FixedPool, LockFree, Locked};
+pub use pinned::{PinnedBuf, PinnedPool};
 pub use pool::{Block, DevicePool, PoolStats};
 pub use sim::{Sim, SimConfig, SimDevice};
 pub use sources::{DeviceMemory, Immediate, PinnedMemory};

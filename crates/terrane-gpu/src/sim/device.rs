@@ -31,6 +31,16 @@ impl core::fmt::Debug for SimDevice {
     }
 }
 
+/// Bytes of a page of page-locked memory.
+const PAGE: usize = 4096;
+
+/// Page-locked memory starts at a page, as a driver's does.
+#[derive(Clone)]
+#[repr(align(4096))]
+struct Page {
+    _bytes: [u8; PAGE],
+}
+
 /// Work that was captured once and can be launched many times.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 pub struct Graph(usize);
@@ -402,12 +412,11 @@ unsafe impl Device for SimDevice {
 
     fn host_alloc(&self, len: usize) -> DriverResult<*mut u8> {
         self.call(Call::HostAlloc, |s| {
-            let words = len.div_ceil(4096).max(1);
-            let block = vec![[0u64; 512]; words].into_boxed_slice();
-            let ptr = Box::into_raw(block).cast::<u8>();
+            let pages = len.div_ceil(PAGE).max(1);
+            let ptr = Box::into_raw(vec![Page { _bytes: [0; PAGE] }; pages].into_boxed_slice()).cast::<u8>();
             let address = ptr.expose_provenance() as u64;
-            s.host_blocks.insert(address, (words, len));
-            self.lock_host(s, address, (words * 4096) as u64);
+            s.host_blocks.insert(address, pages);
+            self.lock_host(s, address, (pages * PAGE) as u64);
             Ok(ptr)
         })
     }
@@ -415,13 +424,13 @@ unsafe impl Device for SimDevice {
     unsafe fn host_free(&self, ptr: *mut u8) -> DriverResult<()> {
         let address = ptr.expose_provenance() as u64;
         let known = self.world.with(|s| s.host_blocks.get(&address).copied());
-        let Some((words, _)) = known else {
+        let Some(pages) = known else {
             return Err(refused(Call::HostFree, DriverError::INVALID_VALUE));
         };
         self.give_back_host(Call::HostFree, address)?;
         self.world.with(|s| s.host_blocks.remove(&address));
-        let block = core::ptr::slice_from_raw_parts_mut(ptr.cast::<[u64; 512]>(), words);
-        // SAFETY: `host_alloc` made this box with `words` elements, the table says it was not freed yet, and the
+        let block = core::ptr::slice_from_raw_parts_mut(ptr.cast::<Page>(), pages);
+        // SAFETY: `host_alloc` made this box with `pages` elements, the table says it was not freed yet, and the
         // caller gives it up.
         drop(unsafe { Box::from_raw(block) });
         Ok(())

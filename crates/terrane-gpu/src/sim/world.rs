@@ -135,7 +135,7 @@ pub(super) struct State {
     pub(super) violations: Vec<Violation>,
     pub(super) faults: Faults,
     pub(super) space: Space,
-    pub(super) host_blocks: HashMap<u64, (usize, usize)>,
+    pub(super) host_blocks: HashMap<u64, usize>,
     pub(super) later: Vec<Later>,
 }
 
