@@ -13,10 +13,11 @@
 //!               or a fixed buffer)            BestFit   tree by length and address        O(log n)
 //!                                             FirstFit  tree by address, longest below    O(log n)
 //!                                             NextFit   the same, going round             O(log n)
+//!                             Adaptive  as Tlsf; short spans at the other end     O(1)
 //!            Buddy: powers of two                                                         O(log space)
 //! ```
 //!
-//! All engines implement [`Placement`]; [`Survey`] shows what they have done.
+//! All engines implement [`Placement`]; [`Survey`] shows what they have done; [`trace`] and [`Workload`] put them to the test.
 //!
 //! # Example
 //!
@@ -72,6 +73,9 @@
 
 #![cfg_attr(not(feature = "std"), no_std)]
 
+extern crate alloc;
+
+mod adaptive;
 mod best_fit;
 mod buddy;
 mod deferred;
@@ -83,8 +87,11 @@ mod node;
 mod spans;
 mod survey;
 mod tlsf;
+pub mod trace;
 mod tree;
+mod workload;
 
+pub use adaptive::{Adaptive, Choosing};
 pub use best_fit::{BestFit, ByLength};
 pub use buddy::Buddy;
 pub use deferred::Deferred;
@@ -94,3 +101,4 @@ pub use fixed::Fixed;
 pub use survey::{HoleClass, Metrics, Plot, Survey, Use};
 pub use terrane_core::{PlaceError, Placement, PlacementError, Span};
 pub use tlsf::{Bins, Tlsf};
+pub use workload::Workload;

@@ -4,7 +4,7 @@ mod suite;
 
 use proptest::prelude::*;
 use suite::{Model, Subject, behaves, check, every_sequence, ops, place};
-use terrane_fit::{BestFit, Buddy, FirstFit, NextFit, PlaceError, PlacementError, Span, Tlsf};
+use terrane_fit::{Adaptive, BestFit, Buddy, FirstFit, NextFit, PlaceError, PlacementError, Span, Tlsf};
 
 fn everything_drained_is_one_span<E: Subject>() {
     let mut engine = E::make(1);
@@ -106,4 +106,4 @@ macro_rules! contract {
         }
     )*};
 }
-contract!(tlsf: Tlsf, best_fit: BestFit, first_fit: FirstFit, next_fit: NextFit, buddy: Buddy);
+contract!(tlsf: Tlsf, best_fit: BestFit, first_fit: FirstFit, next_fit: NextFit, buddy: Buddy, adaptive: Adaptive);

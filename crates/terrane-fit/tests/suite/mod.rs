@@ -1,7 +1,9 @@
 //! The contract of a placement engine as checks against a model that knows nothing but a list of live spans.
 
 use proptest::prelude::*;
-use terrane_fit::{BestFit, Buddy, FirstFit, NextFit, PlaceError, PlacementError, Span, Survey, Tlsf, Use};
+use terrane_fit::{
+    Adaptive, BestFit, Buddy, FirstFit, NextFit, PlaceError, PlacementError, Span, Survey, Tlsf, Use,
+};
 
 /// An engine as the suite sees it.
 pub trait Subject: Survey {
@@ -40,6 +42,7 @@ macro_rules! subject {
 }
 subject!(Tlsf, |_| None);
 subject!(NextFit, |_| None);
+subject!(Adaptive, |_| None);
 subject!(FirstFit, |fitting| fitting.next());
 subject!(BestFit, |fitting| fitting.min_by_key(|hole| (hole.len, hole.offset)));
 

@@ -1,0 +1,74 @@
+//! The comparison of placement engines.
+
+mod measure;
+mod peers;
+
+use clap::Parser;
+use measure::{NAMES, least_space, pair, play};
+use terrane_fit::Workload;
+
+/// Compares placement engines: time per pair, least space, failures.
+#[derive(Parser)]
+struct Args {
+    /// Pairs for each figure of time
+    #[arg(long, default_value_t = 300_000)]
+    pairs: usize,
+    /// Live spans of the traces
+    #[arg(long, default_value_t = 2_000)]
+    spans: usize,
+    /// Only contenders whose name contains this
+    #[arg(long)]
+    only: Option<String>,
+    /// Leave out the figures of time per pair
+    #[arg(long)]
+    no_pairs: bool,
+}
+
+fn main() {
+    let args = Args::parse();
+    let chosen: Vec<usize> = (0..NAMES.len())
+        .filter(|&which| args.only.as_deref().is_none_or(|only| NAMES[which].contains(only)))
+        .collect();
+    if !args.no_pairs {
+        println!("Nanoseconds per pair, 16 B to 16 KiB\n");
+        println!("| live spans | {} |", chosen.iter().map(|&w| NAMES[w]).collect::<Vec<_>>().join(" | "));
+        println!("|---:|{}", "---:|".repeat(chosen.len()));
+        for spans in [1_000, 10_000, 100_000] {
+            // Linear searches get fewer pairs, or they take minutes.
+            let figures: Vec<String> = chosen
+                .iter()
+                .map(|&which| {
+                    let slow = matches!(NAMES[which], "range-alloc" | "linear best fit");
+                    match (slow, spans) {
+                        (true, 100_000) => "—".into(),
+                        (true, _) => format!("{:.0}", pair(which, spans, 5_000)),
+                        (false, _) => format!("{:.0}", pair(which, spans, args.pairs)),
+                    }
+                })
+                .collect();
+            println!("| {spans} | {} |", figures.join(" | "));
+        }
+        println!();
+    }
+    let traces: Vec<_> =
+        Workload::ALL.iter().map(|workload| (workload, workload.trace(args.spans, 1))).collect();
+    println!("Least space / peak live · ns per request in 1.5 × peak live · failures in 1.05 × peak live\n");
+    println!("| trace | {} |", chosen.iter().map(|&w| NAMES[w]).collect::<Vec<_>>().join(" | "));
+    println!("|---|{}", "---:|".repeat(chosen.len()));
+    for (workload, trace) in &traces {
+        let peak = trace.peak_live();
+        // The contenders take turns, so that what else the machine does hits all of them.
+        let mut times = vec![f64::INFINITY; chosen.len()];
+        for _ in 0..7 {
+            for (time, &which) in times.iter_mut().zip(&chosen) {
+                *time = time.min(play(which, trace, (peak * 3 / 2) & !15).1);
+            }
+        }
+        let cells = chosen.iter().zip(&times).map(|(&which, time)| {
+            let (failed, _) = play(which, trace, (peak * 21 / 20) & !15);
+            let nanoseconds = time * 1e9 / trace.requests().len() as f64;
+            format!("{:.3} · {nanoseconds:.0} · {failed}", least_space(which, trace))
+        });
+        println!("| {} | {} |", workload.name(), cells.collect::<Vec<_>>().join(" | "));
+    }
+}
