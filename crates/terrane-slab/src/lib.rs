@@ -15,7 +15,7 @@
 //!
 //! A heap of its own over memory-mapped pages, destroyed at once with all that is in it:
 //!
-//! ```ignore
+//! ```
 //! use terrane_pages::Mmap;
 //! use terrane_slab::PrivateHeap;
 //!
