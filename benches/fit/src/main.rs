@@ -2,6 +2,7 @@
 
 mod measure;
 mod peers;
+mod pictures;
 
 use clap::Parser;
 use measure::{NAMES, least_space, pair, play};
@@ -19,13 +20,19 @@ struct Args {
     /// Only contenders whose name contains this
     #[arg(long)]
     only: Option<String>,
+    /// Only draw the pictures of the book, into this folder
+    #[arg(long)]
+    pictures: Option<std::path::PathBuf>,
     /// Leave out the figures of time per pair
     #[arg(long)]
     no_pairs: bool,
 }
 
-fn main() {
+fn main() -> std::io::Result<()> {
     let args = Args::parse();
+    if let Some(folder) = &args.pictures {
+        return pictures::draw(folder);
+    }
     let chosen: Vec<usize> = (0..NAMES.len())
         .filter(|&which| args.only.as_deref().is_none_or(|only| NAMES[which].contains(only)))
         .collect();
@@ -71,4 +78,5 @@ fn main() {
         });
         println!("| {} | {} |", workload.name(), cells.collect::<Vec<_>>().join(" | "));
     }
+    Ok(())
 }

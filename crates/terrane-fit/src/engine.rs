@@ -275,6 +275,33 @@ impl<P: Policy, A: Allocator> Engine<P, A> {
         }
         Ok(Span::new(span.offset, rounded))
     }
+
+    /// The lowest place for a live span over the hole right below it, if that is lower than where it lies.
+    pub(crate) fn lower_place(&self, span: Span, align: u64) -> Option<Span> {
+        let below = &self.spans[self.spans[self.spans.find_live(span)?].prev];
+        let low = Span::new(below.offset, below.len + span.len);
+        let to =
+            Node { offset: low.offset, len: low.len, ..*below }.fit(span.len, align.max(self.granule))?;
+        (below.is_hole() && to < span.offset).then_some(Span::new(to, span.len))
+    }
+
+    /// Sets aside what [`slide`](Self::slide) needs.
+    pub(crate) fn can_slide(&mut self) -> bool {
+        self.spans.reserve(2).is_ok()
+    }
+
+    /// Moves a live span to its [lower place](Self::lower_place). Only after [`can_slide`](Self::can_slide).
+    pub(crate) fn slide(&mut self, span: Span, to: Span) {
+        let Some(node) = self.spans.find_live(span) else { return };
+        let (hole, slack) = (self.spans[node].prev, self.spans[node].slack());
+        // With the hole below it, and the one above if there is one, the span becomes one hole, whose record is the lowest
+        // one's; out of that it is cut again.
+        if self.spans.make_hole(span).is_some() {
+            self.settle(node);
+            let node = self.carve(hole, to);
+            self.spans.make_live(node, slack);
+        }
+    }
 }
 
 impl<P: Policy, A: Allocator> Placement for Engine<P, A> {

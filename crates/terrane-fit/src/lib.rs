@@ -17,7 +17,8 @@
 //!            Buddy: powers of two                                                         O(log space)
 //! ```
 //!
-//! All engines implement [`Placement`]; [`Survey`] shows what they have done; [`trace`] and [`Workload`] put them to the test.
+//! All engines implement [`Placement`]; [`Survey`] shows what they have done; [`map`] draws it; [`trace`] and [`Workload`]
+//! put them to the test.
 //!
 //! # Example
 //!
@@ -65,6 +66,9 @@
 //!   hole and space, and 4 to 8 bytes of hash table for each span.
 //! * Spaces that touch are joined. Leave a gap in the numbers between memories that must not.
 //!
+//! [`Movable`] gives spans handles and moves them within a budget, through a callback; [`CompactingHeap`] does so in host
+//! memory.
+//!
 //! # Features and limits
 //!
 //! `std` (default) adds time budgets for compaction by the system's clock; without it the crate is `no_std` with `alloc`.
@@ -78,10 +82,12 @@ extern crate alloc;
 mod adaptive;
 mod best_fit;
 mod buddy;
+mod compact;
 mod deferred;
 mod engine;
 mod first_fit;
 mod fixed;
+pub mod map;
 mod misuse;
 mod node;
 mod spans;
@@ -94,6 +100,7 @@ mod workload;
 pub use adaptive::{Adaptive, Choosing};
 pub use best_fit::{BestFit, ByLength};
 pub use buddy::Buddy;
+pub use compact::{Budget, CompactError, CompactingHeap, Compaction, Handle, Movable, Move, StaleHandle};
 pub use deferred::Deferred;
 pub use engine::{Engine, Policy};
 pub use first_fit::{ByOffset, FirstFit, NextFit};
