@@ -1,0 +1,207 @@
+//! Terrane's pools beside other crates' and beside plain allocation: nanoseconds per acquire and release, and bytes.
+//!
+//! Every row is run in rounds; in each round every subject runs once, so that a change of the machine's speed meets all of them.
+//! What is printed is the median of a subject's rounds. The last column is Terrane's over the best of the others.
+
+mod subjects;
+
+use clap::Parser;
+use crossbeam::queue::{ArrayQueue, SegQueue};
+use std::hint::black_box;
+use std::process::ExitCode;
+use std::sync::Barrier;
+use std::time::{Duration, Instant};
+use subjects::{
+    Item, Linear, LinearMutex, ObjectPool, Opool, Plain, Queued, Sharded, Subject, Terrane, TerraneMutex,
+};
+
+#[derive(Parser)]
+#[command(name = "cargo xtask bench --pools", about = "Object pools compared")]
+struct Args {
+    /// Rounds per row
+    #[arg(long, default_value_t = 7)]
+    rounds: usize,
+    /// Operations per thread and round
+    #[arg(long, default_value_t = 200_000)]
+    operations: usize,
+}
+
+/// A measurement: how many operations per thread → a figure.
+type Measure = fn(usize) -> f64;
+
+/// Objects that every pool of bounded size may hold.
+const OBJECTS: usize = 4096;
+
+/// Nanoseconds per pair on each of `THREADS` threads, each with `HELD` objects at a time.
+fn pairs<S: Subject, const THREADS: usize, const HELD: usize>(operations: usize) -> f64 {
+    let pool = S::new(OBJECTS);
+    let barrier = Barrier::new(THREADS);
+    let slowest = std::thread::scope(|scope| {
+        let threads: Vec<_> = (0..THREADS)
+            .map(|_| {
+                scope.spawn(|| {
+                    let mut held = Vec::with_capacity(HELD);
+                    let mut round = || {
+                        held.extend((0..HELD).map(|_| black_box(pool.take())));
+                        held.clear();
+                    };
+                    (0..100).for_each(|_| round());
+                    barrier.wait();
+                    let start = Instant::now();
+                    (0..operations / HELD).for_each(|_| round());
+                    start.elapsed()
+                })
+            })
+            .collect();
+        threads.into_iter().map(|thread| thread.join().expect("a worker panicked")).max()
+    });
+    slowest.unwrap_or(Duration::ZERO).as_nanos() as f64 / operations as f64
+}
+
+/// Nanoseconds per object that one thread takes and another gives back.
+fn handed_over<S: Subject>(operations: usize) -> f64 {
+    let pool = S::new(OBJECTS);
+    let queue = ArrayQueue::new(256);
+    let start = Instant::now();
+    std::thread::scope(|scope| {
+        scope.spawn(|| {
+            for _ in 0..operations {
+                let mut item = pool.take();
+                while let Err(full) = queue.push(item) {
+                    item = full;
+                    std::thread::yield_now();
+                }
+            }
+        });
+        scope.spawn(|| {
+            let mut got = 0;
+            while got < operations {
+                match queue.pop() {
+                    Some(item) => {
+                        drop(item);
+                        got += 1;
+                    }
+                    None => std::thread::yield_now(),
+                }
+            }
+        });
+    });
+    start.elapsed().as_nanos() as f64 / operations as f64
+}
+
+/// Bytes in use by the process's heap.
+fn heap_bytes() -> usize {
+    // SAFETY: the call takes nothing and returns numbers.
+    let info = unsafe { libc::mallinfo2() };
+    info.uordblks + info.hblkhd
+}
+
+/// Bytes per object beyond the object itself, with 2000 idle ones.
+fn overhead<S: Subject>(_: usize) -> f64 {
+    const IDLE: usize = 2000;
+    let before = heap_bytes();
+    let pool = S::new(OBJECTS);
+    drop((0..IDLE).map(|_| pool.take()).collect::<Vec<_>>());
+    let bytes = heap_bytes().saturating_sub(before);
+    drop(pool);
+    // 16 bytes is what the C library adds to a block of 1 KiB.
+    bytes as f64 / IDLE as f64 - (size_of_val(&*Item::default().0) + 16) as f64
+}
+
+struct Row {
+    name: &'static str,
+    /// By the order of [`NAMES`]; plain allocation keeps nothing, so it has no memory row.
+    measures: [Option<Measure>; 10],
+}
+
+const NAMES: [&str; 10] = [
+    "terrane",
+    "t. mutex",
+    "object-pool",
+    "opool",
+    "lf linear",
+    "lf mutex",
+    "sharded-slab",
+    "ArrayQueue",
+    "SegQueue",
+    "plain",
+];
+
+macro_rules! row {
+    ($name:literal, $plain:expr, |$S:ident| $measure:expr) => {{
+        macro_rules! of {
+            ($subject:ty) => {{
+                type $S = $subject;
+                let measure: Measure = $measure;
+                Some(measure)
+            }};
+        }
+        let plain = of!(Plain);
+        Row {
+            name: $name,
+            measures: [
+                of!(Terrane),
+                of!(TerraneMutex),
+                of!(ObjectPool),
+                of!(Opool),
+                of!(Linear),
+                of!(LinearMutex),
+                of!(Sharded),
+                of!(Queued<ArrayQueue<Item>>),
+                of!(Queued<SegQueue<Item>>),
+                plain.filter(|_| $plain),
+            ],
+        }
+    }};
+}
+
+fn main() -> ExitCode {
+    let args = Args::parse();
+    let rows = [
+        row!("pair, 1 thread (ns)", true, |S| pairs::<S, 1, 1>),
+        row!("pair, 2 threads (ns)", true, |S| pairs::<S, 2, 1>),
+        row!("pair, 8 threads (ns)", true, |S| pairs::<S, 8, 1>),
+        row!("32 held, 1 thread (ns)", true, |S| pairs::<S, 1, 32>),
+        row!("32 held, 8 threads (ns)", true, |S| pairs::<S, 8, 32>),
+        row!("returned elsewhere (ns)", true, |S| handed_over::<S>),
+        row!("beside an object (bytes)", false, |S| overhead::<S>),
+    ];
+    print!("{:<26}", "");
+    NAMES.iter().for_each(|name| print!("{name:>13}"));
+    println!("{:>10}", "ratio");
+    let mut behind = Vec::new();
+    for row in &rows {
+        let mut figures = vec![Vec::new(); row.measures.len()];
+        for _ in 0..args.rounds {
+            for (figures, measure) in figures.iter_mut().zip(row.measures) {
+                figures.extend(measure.map(|measure| measure(args.operations)));
+            }
+        }
+        let medians: Vec<Option<f64>> = figures
+            .into_iter()
+            .map(|mut figures| {
+                figures.sort_by(f64::total_cmp);
+                figures.get(figures.len() / 2).copied()
+            })
+            .collect();
+        print!("{:<26}", row.name);
+        for median in &medians {
+            match median {
+                Some(figure) => print!("{figure:>13.1}"),
+                None => print!("{:>13}", "-"),
+            }
+        }
+        let best = medians[2..].iter().flatten().copied().fold(f64::INFINITY, f64::min);
+        let ratio = medians[0].unwrap_or(f64::NAN) / best;
+        println!("{ratio:>10.2}");
+        if ratio > 1.0 {
+            behind.push(format!("{} ({ratio:.2} × the best)", row.name));
+        }
+    }
+    if behind.is_empty() {
+        println!("terrane is ahead on every row");
+    } else {
+        println!("terrane is behind on: {}", behind.join(", "));
+    }
+    ExitCode::SUCCESS
+}
