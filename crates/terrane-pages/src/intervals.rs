@@ -92,6 +92,8 @@ mod tests {
     use std::collections::BTreeSet;
 
     proptest! {
+        #![proptest_config(ProptestConfig { failure_persistence: None, ..ProptestConfig::default() })]
+
         #[test]
         fn ranges_behave_as_the_numbers_in_them(
             steps in prop::collection::vec((any::<bool>(), 0u64..60, 0u64..20), 1..80)

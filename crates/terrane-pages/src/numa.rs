@@ -159,6 +159,14 @@ mod tests {
 
     #[test]
     fn a_reservation_works_whether_or_not_its_node_exists() {
+        let plain = Mmap::new();
+        let extent = plain.acquire(1 << 20, 1).unwrap();
+        let start = NonNull::new(extent.as_ptr()).unwrap();
+        // A sandbox may forbid it.
+        // SAFETY: inside the extent, which is then released.
+        let can_bind = unsafe { plain.bind(start, 1 << 20, current_node().unwrap()) }.is_ok();
+        // SAFETY: nothing uses it.
+        unsafe { plain.release(extent) }.unwrap();
         for (choice, may_refuse) in
             [(NodeChoice::Local, false), (NodeChoice::InTurn, false), (NodeChoice::Node(700), true)]
         {
@@ -172,6 +180,8 @@ mod tests {
             }
             if may_refuse {
                 assert_eq!(source.refusals(), 1);
+            } else if can_bind {
+                assert_eq!(source.refusals(), 0);
             }
         }
     }

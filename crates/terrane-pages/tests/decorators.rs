@@ -67,7 +67,7 @@ fn books_are_exact(source: Accounting<impl PageSource>, steps: Vec<(u8, usize, u
 }
 
 proptest! {
-    #![proptest_config(ProptestConfig { cases: 48, ..ProptestConfig::default() })]
+    #![proptest_config(ProptestConfig { cases: 48, failure_persistence: None, ..ProptestConfig::default() })]
 
     #[test]
     fn accounting_is_exact_over_cycles(

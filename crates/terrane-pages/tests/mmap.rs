@@ -138,6 +138,24 @@ fn a_remap_moves_content_zeroes_the_rest_and_empties_the_origin() {
     }
 }
 
+#[test]
+fn pages_that_were_never_committed_arrive_committed() {
+    for way in WAYS {
+        let source = Mmap::new().with_commit(way);
+        let page = page_size();
+        with_range(&source, 8 * page, |at| {
+            // SAFETY: inside the reservation.
+            unsafe {
+                source.commit(at, page).unwrap();
+                at.write(6);
+                source.remap(at, 2 * page, at.add(4 * page), 2 * page).unwrap();
+                at.add(5 * page).write(7);
+                assert_eq!([at.add(4 * page).read(), at.add(5 * page).read()], [6, 7]);
+            }
+        });
+    }
+}
+
 /// After a move, a range may be made of several kernel mappings; it still moves.
 #[test]
 fn a_range_of_several_mappings_moves_as_well() {
@@ -300,7 +318,7 @@ enum Page {
 }
 
 proptest! {
-    #![proptest_config(ProptestConfig { cases: 64, ..ProptestConfig::default() })]
+    #![proptest_config(ProptestConfig { cases: 64, failure_persistence: None, ..ProptestConfig::default() })]
 
     /// Any sequence of commits, writes, decommits and moves keeps what the contract says is kept.
     #[test]
