@@ -27,6 +27,8 @@ pub fn describe() -> Vec<(String, String)> {
         .map(|kb| format!("{:.0} GiB", kb as f64 / (1 << 20) as f64));
     let huge = file("/sys/kernel/mm/transparent_hugepage/enabled");
     let huge = huge.split('[').nth(1).and_then(|text| text.split(']').next()).map(str::to_owned);
+    // Above zero, something else was running when the benchmark began.
+    let load = file("/proc/loadavg").split_ascii_whitespace().next().map(str::to_owned);
     let all = [
         ("date", said("date", &["-u", "+%Y-%m-%d %H:%M UTC"])),
         ("processor", after(&file("/proc/cpuinfo"), "model name")),
@@ -35,6 +37,7 @@ pub fn describe() -> Vec<(String, String)> {
         // The version alone: what follows it names whoever built the kernel.
         ("kernel", said("uname", &["-sr"]).and_then(|text| Some(text.split('-').next()?.to_owned()))),
         ("transparent huge pages", huge),
+        ("load at the start", load),
         ("C library", said("getconf", &["GNU_LIBC_VERSION"])),
         ("compiler", said("rustc", &["--version"])),
         ("source", said("git", &["describe", "--always", "--dirty"])),
