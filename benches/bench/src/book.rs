@@ -20,6 +20,9 @@ pub fn page(results: &Results) -> String {
     let selection = vec!["selection".to_owned(), format!("{kind}, {} rounds", results.rounds)];
     let head = vec!["machine".to_owned(), String::new()];
     out.push_str(&table::markdown(&[vec![head], machine, vec![selection]].concat()));
+    if let Some(caution) = results.caution() {
+        out.push_str(&format!("\n**{caution}**\n"));
+    }
     for (name, why) in &results.skipped {
         out.push_str(&format!("\n{name} was left out: {why}\n"));
     }

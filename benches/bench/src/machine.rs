@@ -4,6 +4,9 @@
 
 use std::process::Command;
 
+/// The label of the load average when the run began.
+pub const LOAD: &str = "load at the start";
+
 fn file(path: &str) -> String {
     std::fs::read_to_string(path).unwrap_or_default()
 }
@@ -37,7 +40,7 @@ pub fn describe() -> Vec<(String, String)> {
         // The version alone: what follows it names whoever built the kernel.
         ("kernel", said("uname", &["-sr"]).and_then(|text| Some(text.split('-').next()?.to_owned()))),
         ("transparent huge pages", huge),
-        ("load at the start", load),
+        (LOAD, load),
         ("C library", said("getconf", &["GNU_LIBC_VERSION"])),
         ("compiler", said("rustc", &["--version"])),
         ("source", said("git", &["describe", "--always", "--dirty"])),

@@ -87,6 +87,18 @@ pub enum Metric {
 }
 
 impl Results {
+    /// A caution for the reader where something else was running when the run began.
+    pub fn caution(&self) -> Option<String> {
+        let load =
+            self.machine.iter().find(|(label, _)| label == crate::machine::LOAD)?.1.parse::<f64>().ok()?;
+        (load >= 1.0).then(|| {
+            format!(
+                "The machine was busy with other work when this run began (load {load}): narrow differences in time mean \
+                 nothing here; memory, page faults and ratios far from 1 do."
+            )
+        })
+    }
+
     /// The known allocators among those measured: the field that Terrane is compared with. Workers added by hand are
     /// shown but are nobody's best.
     pub fn peers(&self) -> Vec<&str> {
@@ -137,6 +149,17 @@ mod tests {
     fn runs(ns: &[u64]) -> Runs {
         let record = |ns: &u64| Record { ops: 10, elapsed_ns: *ns, ..Record::default() };
         Runs { rounds: ns.iter().map(record).collect(), ..Runs::default() }
+    }
+
+    #[test]
+    fn a_busy_machine_is_owned_up_to() {
+        let with = |load: &str| Results {
+            machine: vec![(crate::machine::LOAD.into(), load.into())],
+            ..Results::default()
+        };
+        assert!(with("3.04").caution().is_some_and(|text| text.contains("3.04")));
+        assert_eq!(with("0.20").caution(), None);
+        assert_eq!(Results::default().caution(), None);
     }
 
     #[test]

@@ -67,6 +67,9 @@ fn head(out: &mut String, results: &Results) {
         results.rounds,
         about.join(" · ")
     );
+    if let Some(caution) = results.caution() {
+        let _ = write!(out, "<p class=missed>{}</p>", escape(&caution));
+    }
     for (name, why) in &results.skipped {
         let _ = write!(out, "<p class=missed>{} was left out: {}</p>", escape(name), escape(why));
     }
