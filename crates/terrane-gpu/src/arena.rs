@@ -1,6 +1,6 @@
 //! The space of a pool: a placement engine, and for holes that were freed lately, whom to wait for.
 //!
-//! Invariant: every offset of a hole either may be used by anyone, or is covered by an entry of the [`StampMap`] that
+//! Invariant: every offset of a hole either may be used by anyone, or is covered by an entry of the `StampMap` that
 //! names the streams whose work on it may not be past. So holes join and split freely, whoever freed them: placement is
 //! about space alone, and order is looked up afterwards.
 

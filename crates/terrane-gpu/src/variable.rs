@@ -1,6 +1,6 @@
 //! Blocks of any length: [`VariablePool`], over any placement engine and any backing.
 //!
-//! Invariant: a span of the pool's space is a hole of the engine, or in exactly one stream's [`Bins`], or handed out. A
+//! Invariant: a span of the pool's space is a hole of the engine, or in exactly one stream's `Bins`, or handed out. A
 //! span in the bins of stream `S` is safe for `S`; a hole is safe for whoever waits for its stamps.
 //!
 //! ```text

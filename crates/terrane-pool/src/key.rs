@@ -1,4 +1,4 @@
-//! Keys for objects that travel as a number: [`Key`], [`Keys`].
+//! Keys for objects that travel as a number: [`Key`], `Keys`.
 //!
 //! Invariant: a place of the table is free, or holds one object. Its generation goes up when the object is claimed, so a key
 //! can be claimed once, and never again by whoever kept a copy. (Generations come back after 2³² claims of one place.)

@@ -161,7 +161,7 @@ impl<R> Builder<R> {
     }
 }
 
-/// A pool of objects of type `T`, made and reset by `R`. See the [crate](crate) for an example.
+/// A pool of objects of type `T`, made and reset by `R`. See the [crate] for an example.
 ///
 /// `M` is [`LockFree`] or [`Mutexed`](crate::Mutexed).
 pub struct Pool<T: Send + 'static, R: Recycle<T>, M: Store = LockFree> {

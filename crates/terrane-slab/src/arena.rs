@@ -67,7 +67,7 @@ impl Growth {
     }
 }
 
-/// A reserved range of segments. All zero until [`publish`](Self::publish).
+/// A reserved range of segments. All zero until it is published.
 #[derive(Debug)]
 pub struct Arena {
     base: AtomicPtr<u8>,

@@ -1,6 +1,6 @@
 //! Slabs: runs of slices that hold blocks of one size class, and the one word through which threads agree on them.
 //!
-//! Invariant: the [`Local`](LocalPart) part of a slab is touched only by the heap named in the owner field of its word,
+//! Invariant: the local part of a slab is touched only by the heap named in the owner field of its word,
 //! or, while the slab is free or has just been claimed, by the one thread that made that so. Every block of a slab is in
 //! exactly one place: never handed out yet (at or above the virgin mark), in the slab's free list, in its remote list, or
 //! *out* (with the program, or waiting in a thread's list or batch).

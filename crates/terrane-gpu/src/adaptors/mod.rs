@@ -1,4 +1,4 @@
-//! Pools around pools: each adaptor takes any [`DevicePool`] and is one, so they stack.
+//! Pools around pools: each adaptor takes any [`DevicePool`](crate::DevicePool) and is one, so they stack.
 //!
 //! ```
 //! use terrane_gpu::adaptors::{Limit, OnOutOfMemory, Track};
