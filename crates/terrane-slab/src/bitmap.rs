@@ -7,6 +7,7 @@
 //! high; if a later word turns out to be short of a bit, the earlier words are released again and the search goes on.
 //! Claims acquire and releases release, so what the last holder wrote to the thing's memory is visible to the next.
 
+use crate::fault::{Fault, order, planted};
 use crate::sharing::Sharing;
 use terrane_core::sync::atomic::{AtomicU64, Ordering};
 
@@ -27,7 +28,7 @@ pub fn claim_run<K: Sharing>(words: &[AtomicU64], start: usize, len: usize) -> b
         let mut seen = words[word].load(Ordering::Relaxed);
         loop {
             if seen & bits != bits {
-                if word > first {
+                if word > first && !planted(Fault::RunKept) {
                     release::<K>(words, start, word * 64 - start);
                 }
                 return false;
@@ -46,7 +47,7 @@ pub fn claim_run<K: Sharing>(words: &[AtomicU64], start: usize, len: usize) -> b
 pub fn release<K: Sharing>(words: &[AtomicU64], start: usize, len: usize) {
     for word in start / 64..=(start + len - 1) / 64 {
         let bits = mask(word, start, len);
-        let before = K::fetch_or(&words[word], bits, Ordering::Release);
+        let before = K::fetch_or(&words[word], bits, order(Fault::ReleaseRelaxed, Ordering::Release));
         debug_assert_eq!(before & bits, 0, "released what was free already");
     }
 }

@@ -80,7 +80,7 @@ impl Default for Policy {
 /// The parts of a policy that may change while the domain is in use.
 #[derive(Debug)]
 struct Settings {
-    delay_ms: AtomicU64,
+    delay_ms: core::sync::atomic::AtomicU64,
     lazy: AtomicBool,
     huge_cache_bytes: AtomicUsize,
     large_cache_bytes: AtomicUsize,
@@ -88,10 +88,11 @@ struct Settings {
     nodes: AtomicU32,
 }
 
+#[cfg(not(loom))]
 impl Settings {
     const fn new(policy: &Policy) -> Self {
         Self {
-            delay_ms: AtomicU64::new(policy.purge.delay_ms),
+            delay_ms: core::sync::atomic::AtomicU64::new(policy.purge.delay_ms),
             lazy: AtomicBool::new(matches!(policy.purge.how, Decommit::Lazy)),
             huge_cache_bytes: AtomicUsize::new(policy.purge.huge_cache_bytes),
             large_cache_bytes: AtomicUsize::new(policy.purge.large_cache_bytes),

@@ -19,6 +19,7 @@
 
 use crate::bitmap;
 use crate::domain::Domain;
+use crate::fault::{Fault, order};
 use crate::segment::{HEADER_SLICES, Kind, METADATA_END, SEGMENT_BYTES, SEGMENT_SHIFT, SLICE_BYTES, Segment};
 use crate::segment_map;
 use crate::sharing::Sharing;
@@ -51,6 +52,7 @@ impl HugeCache {
 
     /// An empty cache.
     #[cfg(loom)]
+    #[expect(clippy::new_without_default, reason = "the production constructor is const")]
     pub fn new() -> Self {
         Self { slots: core::array::from_fn(|_| AtomicU64::new(0)) }
     }
@@ -60,7 +62,14 @@ impl HugeCache {
         let word = number | segments << 22 | ((now >> 6) << 42);
         self.slots.iter().any(|slot| {
             slot.load(Ordering::Relaxed) == 0
-                && K::compare_exchange(slot, 0, word, Ordering::Release, Ordering::Relaxed).is_ok()
+                && K::compare_exchange(
+                    slot,
+                    0,
+                    word,
+                    order(Fault::PutRelaxed, Ordering::Release),
+                    Ordering::Relaxed,
+                )
+                .is_ok()
         })
     }
 

@@ -36,16 +36,21 @@
 
 #![no_std]
 
-#[cfg(test)]
+#[cfg(any(test, loom))]
 extern crate std;
 
 pub mod arena;
 pub mod bitmap;
 pub mod domain;
+#[cfg(not(loom))]
+mod fault;
+#[cfg(loom)]
+pub mod fault;
 pub mod heap;
 pub mod huge;
 mod large;
 pub mod lists;
+#[cfg(not(loom))]
 pub mod private;
 pub mod purge;
 mod queue;
@@ -62,6 +67,7 @@ pub use arena::Growth;
 pub use domain::{Domain, Policy};
 pub use heap::Heap;
 pub use lists::Lists;
+#[cfg(not(loom))]
 pub use private::PrivateHeap;
 pub use purge::PurgePolicy;
 pub use sharing::{Local, Shared, Sharing};

@@ -13,6 +13,7 @@
 //! | 0..32 | number of the first slab, 0 if the shelf is empty |
 //! | 32..64 | pops so far, wrapping |
 
+use crate::fault::{Fault, pause, planted};
 use crate::sharing::Sharing;
 use crate::slab::{NUMBER_BITS, Slab};
 use terrane_core::sync::atomic::{AtomicU64, Ordering};
@@ -71,7 +72,9 @@ impl Shelf {
             // SAFETY: a slab that was ever on a shelf has metadata that stays mapped while its domain lives.
             let slab = unsafe { &*Slab::by_number(top & NUMBER_MASK) };
             let next = slab.shelf_next().load(Ordering::Relaxed);
-            let new = ((top >> NUMBER_BITS).wrapping_add(1) << NUMBER_BITS) | next;
+            pause();
+            let pops = if planted(Fault::ShelfUntagged) { 0 } else { 1 };
+            let new = ((top >> NUMBER_BITS).wrapping_add(pops) << NUMBER_BITS) | next;
             match K::compare_exchange(&self.0, top, new, Ordering::Acquire, Ordering::Acquire) {
                 Ok(_) => return Some(slab),
                 Err(now) => top = now,

@@ -27,6 +27,7 @@
 //! Only the owner takes its own name out of the word, so "is it mine?" is a relaxed load. The full argument is in the
 //! book, chapter "The slab word".
 
+use crate::fault::{Fault, order, planted};
 use crate::segment::{SLICE_BYTES, SLICE_SHIFT, Segment, position_of};
 use crate::sharing::Sharing;
 use crate::size_class;
@@ -202,6 +203,7 @@ impl Misuse {
 impl Slab {
     /// Fresh metadata of a free slab, for memory that is not zero already.
     #[cfg(loom)]
+    #[expect(clippy::new_without_default, reason = "in production zeroed memory is a free slab")]
     pub fn new() -> Self {
         Self {
             local: UnsafeCell::new(LocalPart {
@@ -386,7 +388,8 @@ impl Slab {
             return Ok(0);
         }
         // Acquire: the links of the blocks were written by those who pushed them.
-        let before = K::fetch_and(&self.shared.word, !LIST_MASK, Ordering::Acquire);
+        let before =
+            K::fetch_and(&self.shared.word, !LIST_MASK, order(Fault::CollectRelaxed, Ordering::Acquire));
         // SAFETY: the list was taken out of the word, so its blocks are the caller's, who owns the slab.
         unsafe { self.absorb(before) }
     }
@@ -437,13 +440,19 @@ impl Slab {
         let mut seen = self.shared.word.load(Ordering::Relaxed);
         loop {
             debug_assert_eq!((seen >> OWNER_SHIFT) as HeapId, me);
-            if seen & LIST_MASK != 0 {
+            if seen & LIST_MASK != 0 && !planted(Fault::ParkUnchecked) {
                 return Err(Pending);
             }
             let shelve = has_free && seen & SHELVED == 0;
             let parked = (PARKED as u64) << OWNER_SHIFT | seen & SHELVED | if shelve { SHELVED } else { 0 };
             // Release: whoever claims the slab sees the local part as we leave it.
-            match K::compare_exchange(&self.shared.word, seen, parked, Ordering::Release, Ordering::Relaxed) {
+            match K::compare_exchange(
+                &self.shared.word,
+                seen,
+                parked,
+                order(Fault::ParkRelaxed, Ordering::Release),
+                Ordering::Relaxed,
+            ) {
                 Ok(_) => return Ok(shelve),
                 Err(now) => seen = now,
             }
@@ -480,7 +489,13 @@ impl Slab {
                 seen & !LIST_MASK | head | (count as u64) << COUNT_SHIFT | if shelve { SHELVED } else { 0 };
             // Release: the links are visible to whoever takes the list. Acquire: `out_at_park`, below, is at least as
             // new as the park that we saw.
-            match K::compare_exchange(&self.shared.word, seen, pushed, Ordering::AcqRel, Ordering::Relaxed) {
+            match K::compare_exchange(
+                &self.shared.word,
+                seen,
+                pushed,
+                order(Fault::PushRelaxed, Ordering::AcqRel),
+                Ordering::Relaxed,
+            ) {
                 Ok(_) => {
                     let emptied = parked && self.shared.out_at_park.load(Ordering::Relaxed) == count;
                     return Ok(if emptied { Pushed::Emptied { shelve } } else { Pushed::Waiting { shelve } });
@@ -505,7 +520,13 @@ impl Slab {
             }
             let next = if parked { (me as u64) << OWNER_SHIFT | seen & SHELVED & keep } else { seen & keep };
             // Acquire: the local part as its last owner left it, and the links of the remote list.
-            match K::compare_exchange(&self.shared.word, seen, next, Ordering::AcqRel, Ordering::Relaxed) {
+            match K::compare_exchange(
+                &self.shared.word,
+                seen,
+                next,
+                order(Fault::ClaimRelaxed, Ordering::AcqRel),
+                Ordering::Relaxed,
+            ) {
                 Ok(_) if !parked => return Ok(false),
                 Ok(_) => {
                     // SAFETY: the slab is ours by the exchange, and so is the list that it took out.

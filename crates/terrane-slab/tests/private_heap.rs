@@ -1,6 +1,8 @@
 //! A private heap against a reference model: blocks never overlap, keep their contents and alignment, and everything comes
 //! back.
 
+#![cfg(not(loom))]
+
 mod support;
 
 use proptest::prelude::*;

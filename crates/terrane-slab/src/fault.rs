@@ -1,0 +1,80 @@
+//! Faults that the models plant on purpose, to show that they would be found.
+//!
+//! In every build but loom's the functions below answer as if there were none, and compile to nothing.
+
+/// What is planted.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub enum Fault {
+    /// Remote lists are collected without acquiring.
+    CollectRelaxed,
+    /// Blocks are pushed without releasing.
+    PushRelaxed,
+    /// A slab is parked without releasing.
+    ParkRelaxed,
+    /// A slab is claimed without acquiring.
+    ClaimRelaxed,
+    /// A slab is parked without a look at its remote list.
+    ParkUnchecked,
+    /// The top of a shelf does not count pops.
+    ShelfUntagged,
+    /// A run of bits that could not be claimed whole is not given back.
+    RunKept,
+    /// Bits are released without releasing memory.
+    ReleaseRelaxed,
+    /// A span is put into the cache without releasing.
+    PutRelaxed,
+}
+
+#[cfg(loom)]
+std::thread_local! {
+    // All threads of a model run on one thread of the system.
+    static PLANTED: core::cell::Cell<Option<Fault>> = const { core::cell::Cell::new(None) };
+}
+
+/// Plants a fault, or none, for the models that this thread runs from now on.
+#[cfg(loom)]
+pub fn plant(fault: Option<Fault>) {
+    PLANTED.with(|planted| planted.set(fault));
+}
+
+/// Whether `fault` is planted.
+#[cfg(loom)]
+pub(crate) fn planted(fault: Fault) -> bool {
+    PLANTED.with(|planted| planted.get()) == Some(fault)
+}
+
+/// Whether `fault` is planted.
+#[cfg(not(loom))]
+#[inline(always)]
+pub(crate) const fn planted(_: Fault) -> bool {
+    false
+}
+
+/// `order`, or relaxed if `fault` is planted.
+#[inline(always)]
+pub(crate) fn order(
+    fault: Fault,
+    order: terrane_core::sync::atomic::Ordering,
+) -> terrane_core::sync::atomic::Ordering {
+    if planted(fault) { terrane_core::sync::atomic::Ordering::Relaxed } else { order }
+}
+
+#[cfg(loom)]
+std::thread_local! {
+    static PAUSES: core::cell::Cell<u32> = const { core::cell::Cell::new(0) };
+}
+
+/// Makes the next `count` calls of `pause` let all other threads of the model run as far as they can.
+#[cfg(loom)]
+pub fn plant_pauses(count: u32) {
+    PAUSES.with(|pauses| pauses.set(count));
+}
+
+/// A place between a read and the exchange that relies on it, where a model may want other threads to run.
+#[inline(always)]
+pub(crate) fn pause() {
+    #[cfg(loom)]
+    if PAUSES.with(|pauses| pauses.replace(pauses.get().saturating_sub(1))) > 0 {
+        terrane_core::sync::hint::spin_loop();
+    }
+}
