@@ -134,6 +134,10 @@ where
     ) -> Result<(), PoolError> {
         let granules = if self.source.geometry().max_align < GRANULE { GRANULE } else { 0 };
         let slack = granules + if align > 256 { align } else { 0 };
+        if len > self.config.chunk_len {
+            // Such a request gets a chunk of its own. Idle chunks would only add to what is held, so they go first.
+            Backing::<S>::shrink(self, arena, order, false);
+        }
         let held = arena.lock().reserved;
         let extent = match self.acquire(len + slack, held) {
             Ok(extent) => extent,

@@ -2,15 +2,17 @@
 //! construction, and all of it runnable and testable on a machine with no GPU.
 //!
 //! ```text
-//!   DeviceBuf<T>                          typed, gives itself back
+//!   DeviceBuf<T>, Transfer                typed, gives itself back | copies that own both ends
+//!        |
+//!   Limit, Track, Trace, Statistics, …    adaptors: each takes any pool and is one
 //!        |
 //!   FixedPool     VariablePool<P>         one length, lock-free | any length, over any placement engine P
 //!        |          |          |
-//!        |        Chunks      Vmm           chunks of any Source | pieces remapped to close holes, without copying
+//!        |        Chunks      Vmm         chunks of any Source | pieces remapped to close holes, without copying
 //!        |          |          |
 //!   StreamOrder                           epochs: one event for many frees, waits on the device, never the host
 //!        |
-//!   Device: Sim | your own                streams, events, copies, memory
+//!   Device: Cuda | Sim | your own         streams, events, copies, memory
 //! ```
 //!
 //! # Example
@@ -40,10 +42,17 @@
 //! happens-before order, caps memory, counts calls and makes them fail on demand. What passes there is ordered by rule and
 //! not by luck. Its times are a model and are never figures of a device.
 //!
+//! # Features
+//!
+//! * `cuda` (default): [`Cuda`], through NVIDIA's driver, loaded when it is first asked for; nothing of CUDA is needed to
+//!   build, and its absence is a [`GpuAbsence`], never a panic. [`CudaBuf`] goes wherever `cudarc` takes a device pointer.
+//! * `snapshot` (default): [`snapshot`] writes a pool as JSON and as an HTML page with a map of memory over time.
+//!
 //! # Limits
 //!
-//! A pool serves one device. Blocks are at least 256 bytes apart on real devices. Work that uses a buffer on a stream other
-//! than its own has to be named with [`DeviceBuf::used_on`].
+//! A pool serves one device; [`DeviceManager`](manager::DeviceManager) keeps several. Work that uses a buffer on a stream
+//! other than its own has to be named with [`DeviceBuf::used_on`]. A stream that is captured into a graph is declared with
+//! [`VariablePool::begin_capture`]; fixed pools take no part in captures (use a [sibling](FixedPool::sibling)).
 
 pub mod adaptors;
 pub mod arena;

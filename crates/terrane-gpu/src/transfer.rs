@@ -87,6 +87,8 @@ impl From<PoolError> for TransferError {
 
 /// Both ends of a copy between host and device.
 pub type HostAndDevice<T, P, D> = (PinnedBuf<T, D>, DeviceBuf<T, P>);
+/// Both ends of a copy within the device.
+pub type DeviceAndDevice<T, P, Q> = (DeviceBuf<T, P>, DeviceBuf<T, Q>);
 /// A transfer with its buffers `B`, or why it did not start.
 pub type Started<B, D> = Result<Transfer<B, D>, TransferError>;
 
@@ -249,7 +251,7 @@ impl<D: Device + ?Sized + 'static> Transfers<D> {
         &self,
         from: DeviceBuf<T, P>,
         to: DeviceBuf<T, Q>,
-    ) -> Started<(DeviceBuf<T, P>, DeviceBuf<T, Q>), D> {
+    ) -> Started<DeviceAndDevice<T, P, Q>, D> {
         same(from.len(), to.len(), core::marker::PhantomData::<T>)?;
         from.used_on(to.stream());
         self.start(to.stream(), (from, to), |device, (from, to)| {

@@ -248,6 +248,7 @@ impl<P: Engine, B: Backing<S>, S: Streams + ?Sized + 'static> VariablePool<P, B,
                 Ok(span) => return Ok(span),
                 Err(version) => version,
             };
+            self.learn();
             if let Err(error) = self.grow(len, align, version) {
                 self.merge();
                 return match self.place(asked, len, align, stream)? {
@@ -308,6 +309,17 @@ impl<P: Engine, B: Backing<S>, S: Streams + ?Sized + 'static> VariablePool<P, B,
             }
         }
         self.arena.lock().stamps.prune(|stamp| self.order.is_done(stamp));
+    }
+
+    /// Sees to it that the holes' stamps are covered by events, and asks those: what is past now, and what the next look
+    /// will find past.
+    fn learn(&self) {
+        let latest = self.arena.lock().stamps.latest();
+        for stamp in latest {
+            // A refusal leaves the holes of that stream waiting.
+            let _ = self.order.cover(stamp);
+        }
+        self.order.poll(u32::MAX);
     }
 
     fn grow(&self, len: u64, align: u64, version: u64) -> Result<(), PoolError> {
@@ -468,12 +480,7 @@ unsafe impl<P: Engine, B: Backing<S>, S: Streams + ?Sized + 'static> DevicePool 
     fn trim(&self) -> u64 {
         let _inside = self.growing.enter();
         self.merge();
-        let latest = self.arena.lock().stamps.latest();
-        for stamp in latest {
-            // A refusal leaves the holes of that stream in the pool.
-            let _ = self.order.cover(stamp);
-        }
-        self.order.poll(u32::MAX);
+        self.learn();
         self.backing.shrink(&self.arena, &self.order, false)
     }
 

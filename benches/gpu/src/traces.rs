@@ -1,0 +1,193 @@
+//! Memory held against memory in use, over long runs of requests. Bookkeeping alone: the ratios are as true on a simulated
+//! device as on a real one, as long as the work of a step is done when the step is.
+
+use crate::{Bench, Failure, engine};
+use terrane_gpu::{Block, ChunkConfig, DevicePool, Stream, VariablePool, VmmConfig};
+
+struct Dice(u64);
+
+impl Dice {
+    fn below(&mut self, n: u64) -> u64 {
+        self.0 = self.0.wrapping_mul(6_364_136_223_846_793_005).wrapping_add(1_442_695_040_888_963_407);
+        (self.0 >> 33) % n.max(1)
+    }
+}
+
+/// A pool under a trace, and what the trace has out.
+struct Run<'a, P> {
+    pool: &'a P,
+    stream: Stream,
+    bench: &'a Bench,
+    /// Closes the pool's epoch, so that what the device is done with is known to be past.
+    close: &'a dyn Fn(Stream),
+    live: u64,
+    peak_live: u64,
+}
+
+impl<P: DevicePool> Run<'_, P> {
+    fn take(&mut self, len: u64) -> Result<Block, Failure> {
+        let block = self.pool.allocate(len, 256, self.stream)?;
+        self.live += block.len();
+        self.peak_live = self.peak_live.max(self.live);
+        Ok(block)
+    }
+
+    fn give(&mut self, block: Block) {
+        self.live -= block.len();
+        // SAFETY: no work uses the block.
+        unsafe { self.pool.deallocate(block, self.stream, &[]) }
+    }
+
+    fn step_done(&self) -> Result<(), Failure> {
+        (self.close)(self.stream);
+        Ok(self.bench.device.synchronize()?)
+    }
+}
+
+type Held = Vec<Block>;
+
+/// Weights that stay, and requests whose caches grow token by token and go in another order than they came.
+fn serving<P: DevicePool>(run: &mut Run<'_, P>) -> Result<Held, Failure> {
+    let mut dice = Dice(1);
+    let mut weights = (0..64).map(|i| run.take((24 + i % 5 * 8) << 20)).collect::<Result<Held, _>>()?;
+    let mut requests: Vec<(u64, Held)> = Vec::new();
+    for _ in 0..3000u64 {
+        if requests.len() < 48 && dice.below(3) == 0 {
+            let prompt = run.take((1 + dice.below(24)) << 20)?;
+            requests.push((40 + dice.below(400), vec![prompt]));
+        }
+        let mut at = 0;
+        while at < requests.len() {
+            requests[at].0 -= 1;
+            if requests[at].0 == 0 {
+                requests.swap_remove(at).1.into_iter().for_each(|block| run.give(block));
+                continue;
+            }
+            if requests[at].0.is_multiple_of(16) {
+                let more = run.take((1 << 20) + dice.below(1 << 19))?;
+                requests[at].1.push(more);
+            }
+            at += 1;
+        }
+        run.step_done()?;
+    }
+    weights.extend(requests.into_iter().flat_map(|(_, blocks)| blocks));
+    Ok(weights)
+}
+
+/// Steps of forward and backward passes whose shapes vary, with small blocks that stay scattered between the large ones.
+fn training<P: DevicePool>(run: &mut Run<'_, P>) -> Result<Held, Failure> {
+    let mut dice = Dice(2);
+    let mut kept = (0..32).map(|_| run.take(40 << 20)).collect::<Result<Held, _>>()?;
+    for step in 0..120u64 {
+        let batch = 8 + dice.below(25);
+        let mut activations = Held::new();
+        for layer in 0..40u64 {
+            activations.push(run.take((batch << 18) * (1 + layer % 4) + dice.below(1 << 16))?);
+            if (step + layer) % 37 == 0 {
+                kept.push(run.take(512 + dice.below(64 << 10))?);
+            }
+        }
+        while let Some(block) = activations.pop() {
+            let gradient = run.take(block.len() / 2)?;
+            run.give(block);
+            run.give(gradient);
+        }
+        run.step_done()?;
+    }
+    Ok(kept)
+}
+
+/// Lengths from 1 KiB to 128 MiB, evenly by magnitude, freed in an order of chance.
+fn random<P: DevicePool>(run: &mut Run<'_, P>) -> Result<Held, Failure> {
+    let mut dice = Dice(3);
+    let mut held = Held::new();
+    for step in 0..8000u64 {
+        if held.len() < 150 && dice.below(2) == 0 {
+            let magnitude = 10 + dice.below(17);
+            held.push(run.take((1 << magnitude) + dice.below(1 << magnitude))?);
+        } else if !held.is_empty() {
+            let block = held.swap_remove(dice.below(held.len() as u64) as usize);
+            run.give(block);
+        }
+        if step % 4 == 0 {
+            run.step_done()?;
+        }
+    }
+    Ok(held)
+}
+
+/// What share of `free` bytes one block can have, in percent.
+fn largest<P: DevicePool>(pool: &P, free: u64, stream: Stream) -> u64 {
+    let fits = |percent: &u64| {
+        let Ok(block) = pool.allocate((free / 100 * percent).max(1), 256, stream) else { return false };
+        // SAFETY: no work uses the block.
+        unsafe { pool.deallocate(block, stream, &[]) }
+        true
+    };
+    (1..=100).rev().find(fits).unwrap_or(0)
+}
+
+fn report<P: DevicePool>(
+    bench: &Bench,
+    trace: &str,
+    name: &str,
+    pool: &P,
+    limit: Option<u64>,
+    close: &dyn Fn(Stream),
+) -> Result<u64, Failure> {
+    let stream = bench.device.stream_create()?;
+    let mut run = Run { pool, stream, bench, close, live: 0, peak_live: 0 };
+    let held = match trace {
+        "serving" => serving(&mut run)?,
+        "training" => training(&mut run)?,
+        _ => random(&mut run)?,
+    };
+    let (peak_live, stats) = (run.peak_live, pool.stats());
+    run.step_done()?;
+    let left = limit.map(|limit| limit - run.live);
+    let share = left.map_or_else(String::new, |free| format!("{} %", largest(pool, free, stream)));
+    println!(
+        "{trace:>12}{name:>10}{:>14}{:>14}{:>10.3}{:>10}{:>10}{share:>14}",
+        format!("{} MiB", peak_live >> 20),
+        format!("{} MiB", stats.peak_reserved >> 20),
+        stats.peak_reserved as f64 / peak_live as f64,
+        stats.grows,
+        stats.remaps
+    );
+    held.into_iter().for_each(|block| run.give(block));
+    Ok(peak_live)
+}
+
+/// Every trace on both kinds of variable pool.
+pub fn run(bench: &Bench) -> Result<(), Failure> {
+    println!("traces: memory held against memory in use");
+    let names = ["peak live", "peak held"].map(|n| format!("{n:>14}")).concat();
+    println!(
+        "{:>12}{:>10}{names}{:>10}{:>10}{:>10}{:>14}",
+        "trace", "pool", "ratio", "grown", "remapped", "largest/free"
+    );
+    for trace in ["serving", "training", "random"] {
+        let chunks = ChunkConfig { chunk_len: 32 << 20, ..ChunkConfig::default() };
+        let chunked = VariablePool::on(bench.device.clone(), chunks, engine);
+        // A refusal leaves the epoch open, and the ratio worse.
+        let close = |stream| {
+            let _ = chunked.order().close(stream);
+        };
+        report(bench, trace, "chunks", &chunked, None, &close)?;
+        let vmm = VariablePool::mapped_on(bench.device.clone(), VmmConfig::default(), engine)?;
+        let close = |stream| {
+            let _ = vmm.order().close(stream);
+        };
+        let peak = report(bench, trace, "vmm", &vmm, None, &close)?;
+        // Once more with no more memory than 1.05 times what was in use at the peak.
+        let piece = VmmConfig::default().piece_len;
+        let config = VmmConfig { limit: (peak / 100 * 105).next_multiple_of(piece), ..VmmConfig::default() };
+        let tight = VariablePool::mapped_on(bench.device.clone(), config, engine)?;
+        let close = |stream| {
+            let _ = tight.order().close(stream);
+        };
+        report(bench, trace, "vmm tight", &tight, Some(config.limit), &close)?;
+    }
+    Ok(())
+}
