@@ -131,7 +131,8 @@ fn limited_data_turns_an_open_source_guarded() {
 #[test]
 fn locked_memory_can_be_decommitted() {
     in_child(|| {
-        let source = Mmap::new();
+        // A guarded decommit makes a new mapping, which is not locked.
+        let source = Mmap::new().with_commit(Commit::Open);
         let len = 16 * page_size();
         let extent = source.acquire(len as u64, page_size() as u64).unwrap();
         let start = NonNull::new(extent.as_ptr()).unwrap();
