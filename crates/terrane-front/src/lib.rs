@@ -28,6 +28,7 @@
 //!
 //! # Features and limits
 //!
+//! * `reclaim`: deferred frees for lock-free readers, by epochs and by hazard pointers.
 //! * `initial-exec`: for shared libraries; keeps one pointer in static thread-local storage instead of the lists themselves
 //!   (x86-64 Linux; elsewhere the feature changes nothing).
 //!
@@ -35,7 +36,11 @@
 
 mod background;
 pub mod calls;
+#[cfg(feature = "reclaim")]
+pub mod epoch;
 mod fork;
+#[cfg(feature = "reclaim")]
+pub mod hazard;
 pub mod process;
 mod records;
 pub mod sizing;

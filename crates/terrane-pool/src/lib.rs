@@ -11,6 +11,7 @@
 //! * [`Lease`] and [`OwnedLease`] give an object back when they are dropped, on whatever thread; an [`OwnedLease`] may outlive
 //!   its pool. [`OwnedLease::into_key`] puts an object away under a number that can be claimed once.
 //! * A pool is bounded, and what is still out at its end is reported ([`AtEnd`], [`Pool::close`]).
+//! * [`BufPool`] hands out buffers of any length from the allocator's size classes.
 //! * [`Pool::tick`] lets a [`Sizing`](terrane_core::Sizing) policy set the depth of each thread's cache, and gives idle
 //!   objects back.
 //!
@@ -39,27 +40,37 @@
 //!
 //! # Features and limits
 //!
+//! * `bytes`: [`PooledBuf`] is a `BufMut` and freezes into `Bytes`.
+//! * `managed`: `Managed`, a pool whose acquire waits for an object, with a deadline, under tokio.
 //! * Objects are `Send + 'static`. At most 256 threads at a time have a cache of their own; more share a common level under a
 //!   lock.
 //! * On Linux a thread's own operations need no fence, because a search of all caches uses `membarrier(2)`; elsewhere each
 //!   operation has one fence.
 //! * [`Mutexed`] as third parameter of a pool is a plain list behind a mutex.
 
+#[cfg(not(loom))]
+pub mod buffer;
 pub mod depot;
 pub mod error;
 pub mod fences;
 pub mod key;
 pub mod lease;
 pub mod link;
+#[cfg(all(feature = "managed", not(loom)))]
+pub mod managed;
 pub mod pool;
 pub mod recycle;
 pub mod shard;
 pub mod store;
 mod thread;
 
+#[cfg(not(loom))]
+pub use buffer::{BufPool, BufPoolConfig, PooledBuf, ReceiveSize};
 pub use error::{Exhausted, KeyError, Leaked, Rejected};
 pub use key::Key;
 pub use lease::{Lease, OwnedLease};
+#[cfg(all(feature = "managed", not(loom)))]
+pub use managed::Managed;
 pub use pool::{AtEnd, Builder, Pool, PoolStats};
 pub use recycle::{By, Recycle, Renew, Verdict, by};
 pub use store::{LockFree, Mutexed, Store};
