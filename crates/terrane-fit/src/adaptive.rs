@@ -4,8 +4,7 @@
 //!
 //! Protocol: holes are found as by [`Tlsf`](crate::Tlsf), in constant time. What is left to choose is where in the hole the
 //! span goes. Streams that fragment a space mix lengths: a short span that lives on between two long ones keeps their holes
-//! apart. So a length below half the running mean is short, and is cut from the high end of its hole, any other from the
-//! low end; in every hole, and in the fresh space above all, short spans gather at one end and long ones at the other. The
+//! apart. So a length below the running mean is short, and is cut from the high end of its hole, any other from the low end; in every hole, and in the fresh space above all, short spans gather at one end and long ones at the other. The
 //! mean follows the stream within a few hundred requests, so the border moves when the stream's phase changes; where all
 //! lengths are alike, nothing is short and the engine is `Tlsf`.
 //!
@@ -56,9 +55,13 @@ impl Policy for Choosing {
     #[inline(always)]
     fn find(&mut self, nodes: &[Node<()>], len: u64, align: u64) -> Option<(u32, u64)> {
         let (hole, low) = self.bins.find(nodes, len, align)?;
-        // Below 2⁵⁶ exact; above, where 256ths do not fit, a length counts as that much.
-        self.mean = self.mean - (self.mean >> WINDOW) + len.min(u64::MAX >> (WINDOW + 1));
-        if len >= self.mean >> (WINDOW + 1) {
+        // Exact below 2⁵⁵; longer ones, of which 256ths do not fit, count as that much.
+        let counted = len.min(u64::MAX >> (WINDOW + 1));
+        if self.mean == 0 {
+            self.mean = counted << WINDOW;
+        }
+        self.mean = self.mean - (self.mean >> WINDOW) + counted;
+        if counted >= self.mean >> WINDOW {
             return Some((hole, low));
         }
         let record = &nodes[hole as usize];

@@ -22,7 +22,8 @@ pub enum Workload {
     Training,
     /// Combs: short and long spans in turn; every long one goes and a slightly longer one comes.
     Comb,
-    /// All of these one after the other, each leaving some spans behind for the next.
+    /// All of these one after the other, at lengths that give each about the same peak of live units, and each leaving some
+    /// spans behind for the next.
     Mixed,
 }
 
@@ -47,7 +48,8 @@ impl Workload {
     /// A trace in which about `spans` spans are live at a time; everything is vacated in the end. Lengths are bytes in
     /// multiples of 16.
     pub fn trace(self, spans: usize, seed: u64) -> Trace {
-        let mut writer = Writer { trace: Trace::new(), live: Vec::new(), ids: Vec::new(), state: seed };
+        let mut writer =
+            Writer { trace: Trace::new(), live: Vec::new(), ids: Vec::new(), scale: 1, state: seed };
         self.write(&mut writer, spans.max(8));
         writer.trace.drain();
         writer.trace
@@ -62,13 +64,17 @@ impl Workload {
             Self::Training => training(writer, spans),
             Self::Comb => comb(writer, spans),
             Self::Mixed => {
-                for part in
-                    [Self::Comb, Self::Server, Self::Training, Self::KvCache, Self::Uniform, Self::Phases]
-                {
+                let parts =
+                    [Self::Comb, Self::Server, Self::Training, Self::KvCache, Self::Uniform, Self::Phases];
+                let peaks = parts.map(|part| part.trace(spans, writer.state).peak_live());
+                let highest = peaks.into_iter().fold(1, u64::max);
+                for (part, peak) in parts.into_iter().zip(peaks) {
+                    writer.scale = (highest / peak.max(1)).max(1);
                     part.write(writer, spans);
                     // One in sixteen stays.
                     writer.thin(writer.live.len() / 16);
                 }
+                writer.scale = 1;
             }
         }
     }
@@ -79,6 +85,8 @@ struct Writer {
     live: Vec<u32>,
     /// Ids that were vacated.
     ids: Vec<u32>,
+    /// What lengths are multiplied by.
+    scale: u64,
     state: u64,
 }
 
@@ -111,7 +119,7 @@ impl Writer {
 
     fn place(&mut self, len: u64) -> u32 {
         let id = self.ids.pop().unwrap_or(self.trace.ids() as u32);
-        let len = len.max(16).next_multiple_of(16);
+        let len = len.max(16).next_multiple_of(16) * self.scale;
         // The id is fresh or was vacated, and the length is not zero.
         let _ = self.trace.push(Request::Place { id, len, align: 16 });
         id

@@ -93,11 +93,12 @@ fn the_adaptive_engine_takes_little_more_space_than_the_best_and_less_on_the_mix
             least(trace.least_space(1000, FirstFit::new)),
             least(trace.least_space(1000, NextFit::new)),
         ];
+        // The buddy system, which rounds, loses on all of them but the comb.
         let best = singles.iter().copied().fold(f64::INFINITY, f64::min);
         let name = workload.name();
         assert!(adaptive <= best * 1.05, "{name}: {adaptive:.3} against {singles:.3?}");
         if workload == Workload::Mixed {
-            assert!(adaptive < best, "{name}: {adaptive:.3} against {singles:.3?}");
+            assert!(adaptive < best * 0.97, "{name}: {adaptive:.3} against {singles:.3?}");
         }
     }
 }
