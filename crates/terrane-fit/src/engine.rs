@@ -259,7 +259,7 @@ impl<P: Policy, A: Allocator> Engine<P, A> {
         if rounded > span.len && rounded - span.len > room {
             return Err(self.no_room(len));
         }
-        // Out of its bucket and back, so that the counts of free units and of waste are kept by one piece of code.
+        // Out of its bucket and back, so that the counts are kept by one piece of code.
         let live = self.spans.make_hole(span);
         debug_assert_eq!(live, Some(node));
         if rounded > span.len {

@@ -4,7 +4,7 @@
 //! * The records of one space form a ring in order of address, through the space's own record; they tile the space.
 //! * Spaces are disjoint, do not touch, and are linked in order of address from `spaces`.
 //! * A live record is in exactly one bucket, the one of its offset; no other record is in a bucket.
-//! * `free` is the sum over holes, `live` counts live records, `waste` is the sum of their slack.
+//! * `free` is the sum over holes, `live` counts live records.
 //! * Every record is in a ring, or spare.
 //!
 //! Protocol: what may need records calls [`Spans::reserve`] first, and has changed nothing when that fails. Afterwards
@@ -32,7 +32,6 @@ pub(crate) struct Spans<X, A: Allocator> {
     spaces: u32,
     live: u32,
     pub(crate) free: u64,
-    pub(crate) waste: u64,
     total: u64,
 }
 
@@ -85,7 +84,6 @@ impl<X: Default + Copy, A: Allocator> Spans<X, A> {
             spaces: NIL,
             live: 0,
             free: 0,
-            waste: 0,
             total: 0,
         }
     }
@@ -263,9 +261,7 @@ impl<X: Default + Copy, A: Allocator> Spans<X, A> {
         let record = &mut self[node];
         record.become_live(slack);
         let len = record.len;
-        let slack = record.slack();
         self.free -= len;
-        self.waste += slack;
         self.live += 1;
         self.enter(node);
     }
@@ -300,7 +296,7 @@ impl<X: Default + Copy, A: Allocator> Spans<X, A> {
             return None;
         }
         let record = &mut self[node];
-        let (link, slack) = (record.link, record.slack());
+        let link = record.link;
         record.become_hole();
         if before == NIL {
             self.buckets[bucket] = link;
@@ -308,7 +304,6 @@ impl<X: Default + Copy, A: Allocator> Spans<X, A> {
             self[before].link = link;
         }
         self.free += span.len;
-        self.waste -= slack;
         self.live -= 1;
         Some(node)
     }

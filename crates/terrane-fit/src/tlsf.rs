@@ -7,8 +7,9 @@
 //!
 //! Protocol: the head of the request's own bin is tried first, which is the hole vacated last of about this length. Then
 //! the first bin that holds nothing shorter than the request is found by two bit scans. Only if that fails too, the few
-//! bins between are searched hole by hole, so that a request fails only if no hole could take it; this last step is what
-//! bounds neither the paper nor most implementations take, and it is on the way to a failure.
+//! bins between are searched hole by hole, so that a request fails only if no hole could take it. That last step has no
+//! bound but the number of holes in those bins; neither the paper nor most implementations take it, and so they refuse
+//! requests for which there is room. It is met only by requests that would fail otherwise.
 
 use crate::engine::{Engine, Policy};
 use crate::node::{NIL, Node};
