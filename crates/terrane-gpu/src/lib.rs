@@ -74,6 +74,7 @@ pub mod free_list;
 mod gate;
 mod lanes;
 pub mod manager;
+pub mod movable;
 pub mod pinned;
 pub mod pool;
 pub mod sim;
