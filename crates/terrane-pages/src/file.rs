@@ -62,6 +62,8 @@ use terrane_core::{
 #[derive(Debug)]
 pub struct FileBacked {
     file: File,
+    /// The process that opened it.
+    opener: u32,
     state: Mutex<State>,
 }
 
@@ -101,7 +103,7 @@ impl FileBacked {
         let kept = file.metadata()?.len();
         let end = kept.checked_next_multiple_of(page).ok_or(io::ErrorKind::FileTooLarge)?;
         file.set_len(end)?;
-        Ok(Self { file, state: Mutex::new(State { end, ..State::default() }) })
+        Ok(Self { file, opener: std::process::id(), state: Mutex::new(State { end, ..State::default() }) })
     }
 
     /// Length of the file in bytes.
@@ -175,6 +177,15 @@ impl FileBacked {
             // A file system that cannot: the range is as usable as files are there.
             Err(SourceError::Unsupported) => Ok(()),
             other => other,
+        }
+    }
+}
+
+impl Drop for FileBacked {
+    fn drop(&mut self) {
+        // A forked child has the lock as long as it lives, unless it is given up here; the child itself must not.
+        if std::process::id() == self.opener {
+            let _ = self.file.unlock();
         }
     }
 }

@@ -182,8 +182,21 @@ fn a_file_has_one_user() {
     // SAFETY: it is not opened.
     let refused = unsafe { FileBacked::open(&path.0) }.unwrap_err();
     assert_eq!(refused.kind(), io::ErrorKind::WouldBlock);
-    drop(source);
-    drop(path.open());
+    // A child that was forked meanwhile keeps nobody out.
+    // SAFETY: the child waits to be ended, and is.
+    unsafe {
+        let child = libc::fork();
+        assert!(child >= 0);
+        if child == 0 {
+            libc::alarm(60);
+            libc::pause();
+            libc::_exit(0);
+        }
+        drop(source);
+        drop(path.open());
+        libc::kill(child, libc::SIGKILL);
+        libc::waitpid(child, core::ptr::null_mut(), 0);
+    }
 }
 
 #[test]
