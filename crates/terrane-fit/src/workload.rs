@@ -45,12 +45,12 @@ impl Workload {
         }
     }
 
-    /// A trace in which about `spans` spans are live at a time; everything is vacated in the end. Lengths are bytes in
+    /// A trace in which about `spans` spans, at least 24, are live at a time; everything is vacated in the end. Lengths are bytes in
     /// multiples of 16.
     pub fn trace(self, spans: usize, seed: u64) -> Trace {
         let mut writer =
             Writer { trace: Trace::new(), live: Vec::new(), ids: Vec::new(), scale: 1, state: seed };
-        self.write(&mut writer, spans.max(8));
+        self.write(&mut writer, spans.max(24));
         writer.trace.drain();
         writer.trace
     }

@@ -41,6 +41,7 @@ fn workloads_are_the_same_every_time_and_end_with_nothing_live() {
     for workload in Workload::ALL {
         let trace = workload.trace(200, 1);
         assert_eq!(trace, workload.trace(200, 1));
+        assert_ne!(workload.trace(0, 1).peak_live(), 0, "{} is never empty", workload.name());
         assert_ne!(trace, workload.trace(200, 2), "{} depends on the seed", workload.name());
         let mut engine = Tlsf::new();
         engine.add(Span::new(0, trace.peak_live() * 4)).unwrap();
