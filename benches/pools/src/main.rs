@@ -3,6 +3,7 @@
 //! Every row is run in rounds; in each round every subject runs once, so that a change of the machine's speed meets all of them.
 //! What is printed is the median of a subject's rounds. The last column is Terrane's over the best of the others.
 
+mod sizing;
 mod subjects;
 
 use clap::Parser;
@@ -24,6 +25,9 @@ struct Args {
     /// Operations per thread and round
     #[arg(long, default_value_t = 200_000)]
     operations: usize,
+    /// Compare policies of sizing instead of pools
+    #[arg(long)]
+    sizing: bool,
 }
 
 /// A measurement: how many operations per thread → a figure.
@@ -157,6 +161,10 @@ macro_rules! row {
 
 fn main() -> ExitCode {
     let args = Args::parse();
+    if args.sizing {
+        sizing::table();
+        return ExitCode::SUCCESS;
+    }
     let rows = [
         row!("pair, 1 thread (ns)", true, |S| pairs::<S, 1, 1>),
         row!("pair, 2 threads (ns)", true, |S| pairs::<S, 2, 1>),

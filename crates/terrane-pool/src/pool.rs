@@ -56,7 +56,12 @@ struct Ticker {
     budget: u64,
     /// Counts at the last tick, by cache.
     last: Vec<crate::shard::Counts>,
+    /// Ticks in a row in which no thread missed.
+    quiet: u8,
 }
+
+/// Ticks without a miss after which half of what lies in no thread's cache is dropped: as long as someone misses, it is needed.
+const QUIET_TICKS: u8 = 4;
 
 /// Sets a pool up.
 pub struct Builder<R> {
@@ -154,7 +159,12 @@ impl<R> Builder<R> {
             discarded: AtomicU64::new(0),
             gathers: AtomicU64::new(0),
             keys: Keys::new(),
-            ticker: Mutex::new(Ticker { policy: self.policy, budget: self.budget, last: Vec::new() }),
+            ticker: Mutex::new(Ticker {
+                policy: self.policy,
+                budget: self.budget,
+                last: Vec::new(),
+                quiet: 0,
+            }),
             marker: core::marker::PhantomData,
         };
         Pool { shared: NonNull::from(Box::leak(Box::new(shared))), at_end: self.at_end }
@@ -325,14 +335,15 @@ impl<T: Send, R: Recycle<T>, M: Store> Pool<T, R, M> {
         shared.references.load(Ordering::Relaxed) - 1
     }
 
-    /// Lets the policy look at the caches of all threads, and drops idle objects beyond what all caches may hold together.
+    /// Lets the policy look at the caches of all threads, and drops half of the idle objects that lie in no thread's cache if
+    /// nobody missed for some ticks.
     /// Never called by the pool itself: call it on a timer, or when the program is idle.
     pub fn tick(&self) {
         let shared = self.shared();
         let mut guard = shared.ticker.lock().unwrap_or_else(PoisonError::into_inner);
         let ticker = &mut *guard;
         let mut looks: Vec<Look> = Vec::new();
-        let _ = shared.store.inspect(&mut |look| {
+        let mut common = shared.store.inspect(&mut |look| {
             looks.push(look);
             look.capacity
         });
@@ -357,15 +368,20 @@ impl<T: Send, R: Recycle<T>, M: Store> Pool<T, R, M> {
             .collect();
         let mut moves = Vec::new();
         ticker.policy.decide(&samples, ticker.budget, &mut |to| moves.push(to));
-        let capacity = |look: &Look| {
-            moves.iter().find(|to| to.cache == look.cache).map_or(look.capacity, |to| to.capacity)
-        };
         if !moves.is_empty() {
-            let _ = shared.store.inspect(&mut |look| capacity(&look));
+            let capacity = |look: Look| {
+                moves.iter().find(|to| to.cache == look.cache).map_or(look.capacity, |to| to.capacity)
+            };
+            common = shared.store.inspect(&mut |look| capacity(look));
         }
-        let keep: u32 = looks.iter().map(capacity).fold(0, u32::saturating_add);
+        let quiet = samples.iter().all(|sample| sample.misses == 0);
+        ticker.quiet = if quiet { ticker.quiet + 1 } else { 0 };
+        if ticker.quiet < QUIET_TICKS {
+            return;
+        }
+        ticker.quiet = 0;
         drop(guard);
-        shared.drop_objects(shared.store.trim(keep));
+        shared.drop_objects(shared.store.trim((common / 2) as u32));
     }
 
     /// Drops the idle objects that are in no thread's own cache, but for `keep` of them.
@@ -382,13 +398,17 @@ impl<T: Send, R: Recycle<T>, M: Store> Pool<T, R, M> {
             discarded: shared.discarded.load(Ordering::Relaxed),
             ..PoolStats::default()
         };
-        stats.idle = shared.store.inspect(&mut |look| {
+        let mut cached = 0;
+        let common = shared.store.inspect(&mut |look| {
+            // What is above the capacity goes to the common level during the look.
+            cached += u64::from(look.idle.min(look.capacity));
             stats.hits += look.counts.hits;
             stats.misses += look.counts.misses;
             stats.steals += look.counts.steals;
             stats.spills += look.counts.spills;
             look.capacity
         });
+        stats.idle = common + cached;
         stats.objects = shared.references.load(Ordering::Relaxed) as u64 - 1;
         stats
     }

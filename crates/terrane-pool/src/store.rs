@@ -55,7 +55,7 @@ pub trait Store: Debug + Send + Sync + sealed::Sealed + 'static {
     fn trim(&self, keep: u32) -> Vec<List>;
 
     /// Looks at every cache, and sets its capacity to what `resize` answers; what is then too much becomes available to all.
-    /// Returns how many objects are idle in all.
+    /// Returns how many objects are idle in no thread's own cache.
     fn inspect(&self, resize: &mut dyn FnMut(Look) -> u32) -> u64;
 
     /// Takes everything and accepts nothing any more.
@@ -332,7 +332,6 @@ impl Store for LockFree {
             };
             private.set_capacity(resize(look));
             depot.push(private.cut(private.capacity()));
-            idle += u64::from(private.len());
             let lists: Vec<List> = depot.take().collect();
             for list in lists {
                 idle += u64::from(list.len());
@@ -439,7 +438,8 @@ impl Store for Mutexed {
     fn trim(&self, keep: u32) -> Vec<List> {
         let mut shelf = self.shelf();
         let mut surplus = List::empty();
-        while shelf.idle.count > keep {
+        // The capacity is what this store has in place of caches of threads.
+        while shelf.idle.count > shelf.capacity.saturating_add(keep) {
             if let Some(link) = shelf.idle.pop() {
                 // SAFETY: the link was in a list that is ours, and is in none now.
                 unsafe { surplus.push(link) };
@@ -454,7 +454,7 @@ impl Store for Mutexed {
         let look = Look { cache: 0, idle, low_water, capacity: shelf.capacity, counts: shelf.counts };
         shelf.low_water = idle;
         shelf.capacity = resize(look);
-        u64::from(idle)
+        u64::from(idle.saturating_sub(shelf.capacity))
     }
 
     fn close(&self) -> Vec<List> {
