@@ -1,0 +1,107 @@
+//! Giving back: what a heap lets go of on its own, on request, and at its thread's end.
+//!
+//! Invariant: after [`Heap::abandon`] no slab's word names the heap, and no block waits in it.
+
+use super::*;
+
+impl<S: PageSource, K: Sharing, O: Observer> Heap<S, K, O> {
+    #[inline]
+    pub(super) fn look_at_clock(&mut self, lists: &Lists) {
+        self.calls += 1;
+        if self.calls >= CALLS_PER_LOOK {
+            self.calls = 0;
+            let now = self.domain().now();
+            if now >= self.tick_at {
+                self.tick(lists, now);
+            }
+        }
+    }
+
+    /// Lets go of what this heap and its domain have held unused since the last tick. Called by itself on slow paths, at
+    /// most once per purge delay; may be called at any time.
+    #[cold]
+    pub fn tick(&mut self, lists: &Lists, now: u64) {
+        let delay = self.domain().purge_delay();
+        self.tick_at = now.saturating_add(delay.max(1));
+        self.send_all(true);
+        for class in 0..CLASSES {
+            if self.rooms_at_tick[class] == lists.room(class) && !lists.is_empty(class) {
+                self.drain_list(lists, class);
+            }
+            self.rooms_at_tick[class] = lists.room(class);
+            self.park_surplus(class);
+        }
+        // SAFETY: a heap never outlives its domain.
+        let domain = unsafe { &*self.domain };
+        self.large.decay(false, |run| domain.give_run(run));
+        if delay != PurgePolicy::NEVER {
+            domain.purge(now, false);
+        }
+    }
+
+    pub(super) fn drain_list(&mut self, lists: &Lists, class: usize) {
+        let head = lists.head(class);
+        lists.set_head(class, ptr::null_mut());
+        self.settle_room(lists, class);
+        self.return_blocks(head, class);
+    }
+
+    /// Returns every block that this heap holds back to its slab, and retires what is empty.
+    pub fn collect(&mut self, lists: &Lists) {
+        for class in 0..CLASSES {
+            self.drain_list(lists, class);
+        }
+        self.send_all(false);
+        for class in 0..CLASSES {
+            let mut old = core::mem::replace(&mut self.queues[class], Queue::new());
+            while let Some(slab) = NonNull::new(old.fullest()) {
+                let slab = slab.as_ptr();
+                // SAFETY: slabs of the queue are owned by this heap.
+                unsafe {
+                    old.remove(slab);
+                    if let Err(misuse) = (*slab).collect::<K>() {
+                        self.misuse(misuse, (*slab).start().addr());
+                    }
+                    if (*slab).counts().out == 0 {
+                        self.retire(slab, class);
+                    } else {
+                        self.queues[class].file(slab);
+                    }
+                }
+            }
+        }
+    }
+
+    /// Lets go of everything that could serve another request: lists, batches, empty slabs, cached large blocks, and the free
+    /// memory of the domain.
+    pub fn release_caches(&mut self, lists: &Lists) {
+        self.collect(lists);
+        // SAFETY: a heap never outlives its domain.
+        let domain = unsafe { &*self.domain };
+        self.large.decay(true, |run| domain.give_run(run));
+        domain.purge(domain.now(), true);
+    }
+
+    /// Gives up all slabs, so that other heaps can use them: the thread is ending. The heap is as new afterwards, and its
+    /// name and counters stay.
+    pub fn abandon(&mut self, lists: &Lists) {
+        self.collect(lists);
+        // SAFETY: a heap never outlives its domain.
+        let domain = unsafe { &*self.domain };
+        self.large.decay(true, |run| domain.give_run(run));
+        for class in 0..CLASSES {
+            loop {
+                let slab = self.queues[class].fullest();
+                if slab.is_null() {
+                    break;
+                }
+                // SAFETY: slabs of the queue are owned by this heap.
+                unsafe {
+                    self.queues[class].remove(slab);
+                    self.let_go(slab, class);
+                }
+            }
+        }
+        lists.unbind();
+    }
+}
