@@ -131,15 +131,15 @@ macro_rules! models {
 
 models! {
     model_push_collect: push_collect, threads 4,
-        faults [fault_collect_relaxed: CollectRelaxed, fault_push_relaxed: PushRelaxed];
+        faults [fault_push_collect_unacquired: CollectRelaxed, fault_push_collect_unreleased: PushRelaxed];
     model_park_claim: park_claim, threads 3,
-        faults [fault_park_relaxed: ParkRelaxed, fault_claim_relaxed: ClaimRelaxed];
-    model_emptied: emptied, threads 3, faults [fault_park_unchecked: ParkUnchecked];
+        faults [fault_park_claim_park_relaxed: ParkRelaxed, fault_park_claim_claim_relaxed: ClaimRelaxed];
+    model_emptied: emptied, threads 3, faults [fault_emptied_park_unchecked: ParkUnchecked];
     model_steal: steal, threads 3, faults [fault_steal_claim_relaxed: ClaimRelaxed];
     model_shelf: shelf, threads 2, faults [fault_shelf_untagged: ShelfUntagged];
     model_reopen: reopen, threads 2, faults [fault_reopen_park_relaxed: ParkRelaxed];
-    model_runs: runs, threads 2, faults [fault_run_kept: RunKept, fault_release_relaxed: ReleaseRelaxed];
-    model_huge_cache: huge_cache, threads 3, faults [fault_put_relaxed: PutRelaxed];
+    model_runs: runs, threads 2, faults [fault_runs_half_kept: RunKept, fault_runs_release_relaxed: ReleaseRelaxed];
+    model_huge_cache: huge_cache, threads 3, faults [fault_huge_cache_put_relaxed: PutRelaxed];
 }
 
 /// Two threads free into a slab while its owner collects: every block arrives once, and its link is read after it was written.
