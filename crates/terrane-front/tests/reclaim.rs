@@ -142,9 +142,10 @@ fn readers_under_hazard_pointers_never_see_a_freed_block() {
         }
         end.store(true, Ordering::Relaxed);
         assert!(me.waiting() < hazards.bound());
-        // SAFETY: as above.
-        unsafe { me.retire(block(source.swap(std::ptr::null_mut(), Ordering::AcqRel)), LAYOUT) };
     });
+    let mut me = hazards.register().unwrap();
+    // SAFETY: the readers are gone.
+    unsafe { me.retire(block(source.into_inner()), LAYOUT) };
 }
 
 #[test]
