@@ -194,7 +194,7 @@ impl<S: PageSource, K: Sharing, O: Observer> Domain<S, K, O> {
             self.source.commit(pointer(start), header_bytes).and_then(|_| {
                 self.source.commit(pointer(block), committed).inspect_err(|_| {
                     // The header is given back as well; if that fails it stays committed, which harms nobody.
-                    let _ = self.source.decommit(pointer(start), header_bytes, Decommit::Now);
+                    let _ = self.source.decommit(pointer(start), METADATA_END & !(page - 1), Decommit::Now);
                 })
             })
         };
@@ -205,7 +205,7 @@ impl<S: PageSource, K: Sharing, O: Observer> Domain<S, K, O> {
         let soiled = (index..index + claimed).any(|i| bitmap::all_set(arena.soiled(), i, 1));
         if soiled {
             // SAFETY: the header pages are committed and ours.
-            unsafe { start.write_bytes(0, header_bytes) };
+            unsafe { start.write_bytes(0, METADATA_END) };
         }
         let domain = ptr::from_ref(self).cast();
         // SAFETY: the header is committed, reads as zero, and the span is claimed.
@@ -310,7 +310,9 @@ impl<S: PageSource, K: Sharing, O: Observer> Domain<S, K, O> {
         let bytes = segment.huge_usable();
         let segments = segment.span_segments.load(Ordering::Relaxed);
         let (arena, index) = (&self.arenas[segment.arena as usize], segment.index as usize);
-        let header_bytes = whole_pages(METADATA_END, self.source.page_size());
+        // Whole pages below the end of the metadata: the maps of an arena may begin there, and share a page with it. What is
+        // left of the metadata was never written in a span.
+        let header_bytes = METADATA_END & !(self.source.page_size() - 1);
         segment_map::remove(start.addr(), segments);
         self.forget_dense(segment);
         let pointer = |p| NonNull::new(p).expect("a segment has an address");
