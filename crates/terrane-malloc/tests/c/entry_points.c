@@ -210,6 +210,16 @@ static void every_alignment_is_kept_by_every_entry_point(void)
                 /* An aligned block may be grown like any other; its alignment is then no longer promised. */
                 other = realloc(other, opaque(size + 5000));
                 CHECK(other != NULL && holds(other, size, 2));
+                /* Grown far beyond what it was, and cut down again: the great alignment of a small block is forgotten. */
+                const size_t lengths[] = {40000, 300000, 6000000, 40000000, 150000000};
+                for (size_t j = 0; j < COUNT(lengths); j++) {
+                    third = realloc(third, opaque(size + lengths[j]));
+                    CHECK(third != NULL && holds(third, size, 3));
+                    ((char *)third)[size + lengths[j] - 1] = 1;
+                    if (align < (size_t)1 << 20) break;
+                }
+                third = realloc(third, opaque(size / 2 + 1));
+                CHECK(third != NULL && holds(third, size / 2, 3));
                 free(other);
                 free(third);
             }
@@ -220,6 +230,12 @@ static void every_alignment_is_kept_by_every_entry_point(void)
         void *block = memalign(opaque(align), 100);
         CHECK(block != NULL && is_aligned(block, align));
         fill(block, 100, 4);
+        /* It is not a small block, whatever its length says: seen when it has to move, far from all other blocks. The
+         * system may refuse so much memory even untouched; then the block stays as it is. */
+        void *grown = realloc(block, opaque((size_t)35 << 30));
+        if (on_terrane()) CHECK(grown != NULL);
+        if (grown != NULL) block = grown;
+        CHECK(holds(block, 100, 4));
         free(block);
     }
 }
