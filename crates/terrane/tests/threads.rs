@@ -84,13 +84,13 @@ fn committed() -> u64 {
     terrane::stats().committed_bytes
 }
 
-fn churn(threads: usize, operations: usize) {
+fn churn(count: usize, operations: usize) {
     let exchange: Arc<Vec<Mutex<Vec<Block>>>> =
-        Arc::new((0..threads).map(|_| Mutex::new(Vec::new())).collect());
-    thread::scope(|scope| {
-        for me in 0..threads {
+        Arc::new((0..count).map(|_| Mutex::new(Vec::new())).collect());
+    let threads: Vec<_> = (0..count)
+        .map(|me| {
             let exchange = Arc::clone(&exchange);
-            scope.spawn(move || {
+            thread::spawn(move || {
                 let mut random = Random(0x9E37_79B9_7F4A_7C15 ^ me as u64);
                 let mut live = Vec::new();
                 for n in 0..operations {
@@ -100,7 +100,7 @@ fn churn(threads: usize, operations: usize) {
                         let index = random.next(live.len());
                         let block: Block = live.swap_remove(index);
                         if random.next(3) == 0 {
-                            exchange[random.next(threads)].lock().unwrap().push(block);
+                            exchange[random.next(count)].lock().unwrap().push(block);
                         }
                     }
                     if n % 64 == 0 {
@@ -109,9 +109,13 @@ fn churn(threads: usize, operations: usize) {
                         drop(received);
                     }
                 }
-            });
-        }
-    });
+            })
+        })
+        .collect();
+    // A scope would return before the threads' destructors have run; joining waits until their heaps are given up.
+    for thread in threads {
+        thread.join().unwrap();
+    }
 }
 
 #[test]
