@@ -6,8 +6,8 @@
 
 use crate::process::domain;
 use crate::records;
+use crate::thread::current_record;
 use crate::tls::with_lists;
-use terrane_slab::lists;
 use terrane_slab::size_class::{self, CLASSES};
 
 /// Counters of one size class.
@@ -176,13 +176,18 @@ pub fn snapshot() -> Snapshot {
         large_freed_bytes += counters.large_bytes_freed.get();
     }
     s.large_live_bytes = large_allocated_bytes.saturating_sub(large_freed_bytes);
+    let record = current_record();
+    let granted = |class: usize| record.map_or(0, |record| record.counters().classes[class].granted.get());
+    // SAFETY: the record is the calling thread's, and counting does not come back to it.
+    let aside = |class| record.map_or(0, |record| unsafe { record.heap(|heap| heap.aside(class)) } as u64);
     with_lists(|own| {
         for class in 0..CLASSES {
             let entry = &mut s.classes[class];
             entry.block_bytes = size_class::class(class).block_bytes as u64;
             entry.in_own_list = own.len(class) as u64;
             if own.name().is_some() {
-                entry.listed += (lists::bound(class) as u64).saturating_sub(own.room_left(class));
+                entry.listed += granted(class).saturating_sub(own.room_left(class));
+                entry.in_own_list += aside(class);
             }
         }
     });

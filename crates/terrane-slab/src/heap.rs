@@ -21,7 +21,7 @@ mod small;
 use crate::domain::Domain;
 use crate::huge::MAX_HUGE;
 use crate::large::{self, LargeCache};
-use crate::lists::{BOUND, Lists};
+use crate::lists::{self, Lists};
 use crate::purge::PurgePolicy;
 use crate::queue::Queue;
 use crate::remote::Batches;
@@ -55,6 +55,8 @@ pub struct Heap<S, K, O = ()> {
     segment: *const Segment,
     queues: [Queue; CLASSES],
     rooms_at_tick: [i32; CLASSES],
+    /// Blocks that the list of a class was too long for, to serve next when it is empty.
+    aside: [*mut Block; CLASSES],
     batches: Batches,
     large: LargeCache,
     counters: HeapCounters,
@@ -81,6 +83,7 @@ impl<S: PageSource, K: Sharing, O: Observer> Heap<S, K, O> {
             segment: ptr::null(),
             queues: [const { Queue::new() }; CLASSES],
             rooms_at_tick: [0; CLASSES],
+            aside: [ptr::null_mut(); CLASSES],
             batches: Batches::new(),
             large: LargeCache::new(),
             counters: HeapCounters::new(),
@@ -92,7 +95,9 @@ impl<S: PageSource, K: Sharing, O: Observer> Heap<S, K, O> {
         self.node = node;
         self.shard = self.shard_of(node, self.name);
         for class in 0..CLASSES {
-            lists.set_room(class, BOUND[class] as i32);
+            let room = lists::room_when_short(class);
+            self.counters.classes[class].granted.set(room as u64);
+            lists.set_room(class, room as i32);
         }
         lists.bind(self.name);
     }
@@ -100,6 +105,17 @@ impl<S: PageSource, K: Sharing, O: Observer> Heap<S, K, O> {
     /// The heap's name in its domain.
     pub const fn name(&self) -> HeapId {
         self.name
+    }
+
+    /// Blocks of `class` that are set aside for the thread's list. Linear in the answer.
+    pub fn aside(&self, class: usize) -> usize {
+        let (mut count, mut block) = (0, self.aside[class]);
+        while !block.is_null() {
+            count += 1;
+            // SAFETY: what is aside is the heap's.
+            block = unsafe { Block::next(block) };
+        }
+        count
     }
 
     /// What the heap counted.

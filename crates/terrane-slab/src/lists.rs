@@ -1,9 +1,9 @@
 //! A thread's own lists of free blocks, one a size class: the hit path.
 //!
 //! Invariant: the blocks of a list are out, from the point of view of their slabs, and belong to the thread. `room` is how
-//! many more frees a list takes before its length is looked at; it only counts down, so an allocation that hits touches
-//! nothing but the head. A list therefore never holds more than its bound, the room granted at the last look, and one
-//! refill.
+//! many more frees a list takes before it is looked at; it only counts down, so an allocation that hits touches nothing but
+//! the head. A look sees a short list, or sets all but the first few blocks of a long one aside, so a list and what is aside
+//! for it hold at most its bound, the room granted at the last look, and one refill.
 //!
 //! Before a thread has a heap its lists are empty, have no room, and bear a name that no slab has as its home: every call
 //! misses, so the hit path has no "initialised?" test. The same state, entered on purpose, makes every call visible to an
@@ -14,10 +14,10 @@ use crate::slab::{Block, HeapId};
 use core::cell::Cell;
 use core::ptr;
 
-/// Bytes of free blocks that a list should hold at most.
+/// Bytes of free blocks that a list and what is set aside for it should hold at most, together.
 const LIST_BYTES: usize = 32 * 1024;
 
-/// Blocks above which a list of `class` is cut back.
+/// Blocks of `class` that a list and what is set aside for it should hold at most, together.
 #[inline]
 pub const fn bound(class: usize) -> u32 {
     let blocks = LIST_BYTES / size_class::TABLE[class].block_bytes as usize;
@@ -30,16 +30,24 @@ pub const fn bound(class: usize) -> u32 {
     }
 }
 
-/// [`bound`] of every class.
-pub(crate) static BOUND: [u32; CLASSES] = {
-    let mut table = [0; CLASSES];
-    let mut class = 0;
-    while class < CLASSES {
-        table[class] = bound(class);
-        class += 1;
+/// Blocks that a heap looks at or returns in one go when a list of `class` is to be cut back.
+#[inline]
+pub(crate) const fn part(class: usize) -> u32 {
+    let quarter = bound(class) / 4;
+    if quarter > 32 {
+        32
+    } else if quarter < 2 {
+        2
+    } else {
+        quarter
     }
-    table
-};
+}
+
+/// Frees that a list of `class` takes before it is looked at again, when at most a [`part`] was in it at the last look.
+#[inline]
+pub(crate) const fn room_when_short(class: usize) -> u32 {
+    bound(class) - part(class)
+}
 
 /// The name that no heap has.
 const NOBODY: HeapId = HeapId::MAX;

@@ -208,6 +208,11 @@ impl<S: PageSource, O: Observer> PrivateHeap<S, O> {
         }
     }
 
+    /// Blocks of `class` that wait in the heap's list, and aside for it, to be handed out again. Linear in the answer.
+    pub fn listed(&self, class: usize) -> usize {
+        self.state().lists.len(class) + self.heap().aside(class)
+    }
+
     /// Returns every free block to its slab, and all free memory to the source.
     pub fn release_free_memory(&self) {
         self.heap().release_caches(&self.state().lists);

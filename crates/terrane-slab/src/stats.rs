@@ -24,6 +24,12 @@ impl Counter {
         self.0.store(self.0.load(Ordering::Relaxed).wrapping_add(n), Ordering::Relaxed);
     }
 
+    /// Makes the counter `n`. Only the one writer calls this.
+    #[inline]
+    pub fn set(&self, n: u64) {
+        self.0.store(n, Ordering::Relaxed);
+    }
+
     /// Adds `n`, from any thread that shares the domain.
     #[inline]
     pub fn add_shared<K: Sharing>(&self, n: u64) {
@@ -66,8 +72,10 @@ pub struct ClassCounters {
     pub taken: Counter,
     /// Blocks moved from the thread back to slabs, its own or others'.
     pub returned: Counter,
-    /// Frees that went through the thread's list.
+    /// Frees that went through the thread's list, as of when it last got room.
     pub listed: Counter,
+    /// Room that the list got last.
+    pub granted: Counter,
     /// Slabs made.
     pub slabs_made: Counter,
     /// Slabs retired.
@@ -114,6 +122,7 @@ impl HeapCounters {
                     taken: Counter::new(),
                     returned: Counter::new(),
                     listed: Counter::new(),
+                    granted: Counter::new(),
                     slabs_made: Counter::new(),
                     slabs_retired: Counter::new(),
                 }

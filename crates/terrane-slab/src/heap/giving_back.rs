@@ -2,6 +2,7 @@
 //!
 //! Invariant: after [`Heap::abandon`] no slab's word names the heap, and no block waits in it.
 
+use super::small::LONGEST_LIST;
 use super::*;
 
 impl<S: PageSource, K: Sharing, O: Observer> Heap<S, K, O> {
@@ -25,7 +26,8 @@ impl<S: PageSource, K: Sharing, O: Observer> Heap<S, K, O> {
         self.tick_at = now.saturating_add(delay.max(1));
         self.send_all(true);
         for class in 0..CLASSES {
-            if self.rooms_at_tick[class] == lists.room(class) && !lists.is_empty(class) {
+            let holds = !lists.is_empty(class) || !self.aside[class].is_null();
+            if holds && self.rooms_at_tick[class] == lists.room(class) {
                 self.drain_list(lists, class);
             }
             self.rooms_at_tick[class] = lists.room(class);
@@ -42,8 +44,15 @@ impl<S: PageSource, K: Sharing, O: Observer> Heap<S, K, O> {
     pub(super) fn drain_list(&mut self, lists: &Lists, class: usize) {
         let head = lists.head(class);
         lists.set_head(class, ptr::null_mut());
-        self.settle_room(lists, class);
-        self.return_blocks(head, class);
+        self.settle_room(lists, class, lists::room_when_short(class));
+        let aside = core::mem::replace(&mut self.aside[class], ptr::null_mut());
+        for list in [head, aside] {
+            let rest = self.return_blocks(list, class, LONGEST_LIST);
+            if !rest.is_null() {
+                // A block was freed twice, and the list runs in a circle.
+                self.misuse(Misuse::DoubleFree, rest.addr());
+            }
+        }
     }
 
     /// Returns every block that this heap holds back to its slab, and retires what is empty.

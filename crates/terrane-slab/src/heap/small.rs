@@ -21,6 +21,9 @@ impl<S: PageSource, K: Sharing, O: Observer> Heap<S, K, O> {
             // SAFETY: the class is a class.
             return (unsafe { lists.pop(class) }, false);
         }
+        if let Some(block) = self.take_aside(lists, class) {
+            return (block, false);
+        }
         let refill = match self.refill(class) {
             Some(refill) => refill,
             None => {
@@ -34,18 +37,32 @@ impl<S: PageSource, K: Sharing, O: Observer> Heap<S, K, O> {
         };
         self.counters.refills.add(1);
         self.counters.classes[class].taken.add(refill.count as u64);
-        self.settle_room(lists, class);
+        self.settle_room(lists, class, lists::room_when_short(class));
         self.domain().observe(Event::Refill { class: class as u16, blocks: refill.count });
         // SAFETY: the chain is ours.
         lists.set_head(class, unsafe { Block::next(refill.head) });
         (refill.head.cast(), refill.zero)
     }
 
-    /// Counts the frees that went through a list since it last got room, and gives it its full room again.
-    pub(super) fn settle_room(&mut self, lists: &Lists, class: usize) {
-        let bound = BOUND[class] as i32;
-        self.counters.classes[class].listed.add((bound - lists.room(class).max(0)) as u64);
-        lists.set_room(class, bound);
+    /// Makes what was set aside the list, which is empty, but for one block; that block.
+    fn take_aside(&mut self, lists: &Lists, class: usize) -> Option<*mut u8> {
+        let block = self.aside[class];
+        if block.is_null() {
+            return None;
+        }
+        self.aside[class] = ptr::null_mut();
+        self.settle_room(lists, class, lists::part(class));
+        // SAFETY: what is aside is ours.
+        lists.set_head(class, unsafe { Block::next(block) });
+        Some(block.cast())
+    }
+
+    /// Counts the frees that went through a list since it last got room, and gives it new room.
+    pub(super) fn settle_room(&mut self, lists: &Lists, class: usize, room: u32) {
+        let counters = &self.counters.classes[class];
+        counters.listed.add(counters.granted.get().saturating_sub(lists.room_left(class)));
+        counters.granted.set(room as u64);
+        lists.set_room(class, room as i32);
         self.rooms_at_tick[class] = -1;
     }
 
@@ -242,6 +259,7 @@ impl<S: PageSource, K: Sharing, O: Observer> Heap<S, K, O> {
         if entry.home() == self.name {
             // SAFETY: the block is the caller's.
             unsafe { lists.push_anyway(block.cast(), class) };
+            self.counters.classes[class].listed.add(1);
             self.cut_back(lists, class);
         } else {
             self.domain().check_owns(Segment::containing(block), block);
@@ -256,40 +274,41 @@ impl<S: PageSource, K: Sharing, O: Observer> Heap<S, K, O> {
         self.look_at_clock(lists);
     }
 
-    /// Cuts a list back to half its bound if it is longer than its bound, and gives it room again.
+    /// Gives a list room again that has none left, and lets go of a part if it is long: of a few blocks at a time, so that no
+    /// single free pays for many.
+    ///
+    /// A short list is left alone. Of a long one, the blocks freed last stay, and the rest is set aside, to serve when the list
+    /// is empty; while something is aside already, a [`part`] of it returns to its slabs instead.
     pub(super) fn cut_back(&mut self, lists: &Lists, class: usize) {
-        self.settle_room(lists, class);
-        let bound = BOUND[class];
-        let (mut last_kept, mut block, mut len) = (ptr::null_mut(), lists.head(class), 0);
-        while !block.is_null() {
-            len += 1;
-            if len > LONGEST_LIST {
-                // A block was freed twice, and the list runs in a circle.
-                self.misuse(Misuse::DoubleFree, block.addr());
-            }
-            if len == bound / 2 {
-                last_kept = block;
-            }
-            // SAFETY: blocks of the list are ours.
-            block = unsafe { Block::next(block) };
-        }
-        if len <= bound {
-            return;
-        }
+        let part = lists::part(class);
+        let (mut last, mut len) = (lists.head(class), 1);
         // SAFETY: blocks of the list are ours.
         let rest = unsafe {
-            let rest = Block::next(last_kept);
-            Block::set_next(last_kept, ptr::null_mut());
-            rest
+            while len < part && !Block::next(last).is_null() {
+                last = Block::next(last);
+                len += 1;
+            }
+            Block::next(last)
         };
-        self.return_blocks(rest, class);
-        self.park_surplus(class);
+        if rest.is_null() {
+            self.settle_room(lists, class, lists::room_when_short(class));
+            return;
+        }
+        self.settle_room(lists, class, part);
+        if self.aside[class].is_null() {
+            // SAFETY: the same.
+            unsafe { Block::set_next(last, ptr::null_mut()) };
+            self.aside[class] = rest;
+        } else {
+            self.aside[class] = self.return_blocks(self.aside[class], class, part);
+            self.park_surplus(class);
+        }
     }
 
-    /// Returns a list of blocks to their slabs.
-    pub(super) fn return_blocks(&mut self, mut block: *mut Block, class: usize) {
+    /// Returns the first `most` blocks of a list to their slabs; the rest of the list.
+    pub(super) fn return_blocks(&mut self, mut block: *mut Block, class: usize, most: u32) -> *mut Block {
         let mut count = 0;
-        while !block.is_null() {
+        while !block.is_null() && count < most {
             // SAFETY: the blocks are ours; their entries name their slabs.
             unsafe {
                 let next = Block::next(block);
@@ -308,6 +327,7 @@ impl<S: PageSource, K: Sharing, O: Observer> Heap<S, K, O> {
             self.counters.classes[class].returned.add(count as u64);
             self.domain().observe(Event::Flush { class: class as u16, blocks: count });
         }
+        block
     }
 
     /// Puts a block on the free list of a slab of this heap, and retires the slab if it was the last and others remain.
@@ -359,4 +379,4 @@ impl<S: PageSource, K: Sharing, O: Observer> Heap<S, K, O> {
 }
 
 /// No list is longer: its bound, the room between two looks, and the largest refill together.
-const LONGEST_LIST: u32 = 2 * 256 + 2 * (SLICE_BYTES / 8) as u32 * 16;
+pub(super) const LONGEST_LIST: u32 = 2 * 256 + 2 * (SLICE_BYTES / 8) as u32 * 16;
