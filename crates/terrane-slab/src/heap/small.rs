@@ -294,14 +294,16 @@ impl<S: PageSource, K: Sharing, O: Observer> Heap<S, K, O> {
             self.settle_room(lists, class, lists::room_when_short(class));
             return;
         }
-        self.settle_room(lists, class, part);
+        // As many frees as blocks return, the one that misses included: the list does not grow from look to look.
+        self.settle_room(lists, class, part - 1);
+        if !self.aside[class].is_null() {
+            self.aside[class] = self.return_blocks(self.aside[class], class, part);
+            self.park_surplus(class);
+        }
         if self.aside[class].is_null() {
             // SAFETY: the same.
             unsafe { Block::set_next(last, ptr::null_mut()) };
             self.aside[class] = rest;
-        } else {
-            self.aside[class] = self.return_blocks(self.aside[class], class, part);
-            self.park_surplus(class);
         }
     }
 
