@@ -3,6 +3,37 @@
 //! Lock-free code in Terrane takes its atomics and its interior mutability from here, so that the models run the
 //! production code and not a copy of it. Compiled with `RUSTFLAGS="--cfg loom"`, every name below is loom's.
 
+/// Functions that are `const`, except under the model checker, whose atomics cannot be made in constants.
+///
+/// ```
+/// use terrane_core::sync::atomic::AtomicU64;
+///
+/// struct Word(AtomicU64);
+///
+/// impl Word {
+///     terrane_core::const_unless_loom! {
+///         /// Zero.
+///         pub fn new() -> Self {
+///             Self(AtomicU64::new(0))
+///         }
+///     }
+/// }
+///
+/// assert_eq!(Word::new().0.into_inner(), 0);
+/// ```
+#[macro_export]
+macro_rules! const_unless_loom {
+    ($($(#[$meta:meta])* $vis:vis fn $name:ident($($args:tt)*) -> $result:ty $body:block)*) => {$(
+        $(#[$meta])*
+        #[cfg(not(loom))]
+        $vis const fn $name($($args)*) -> $result $body
+
+        $(#[$meta])*
+        #[cfg(loom)]
+        $vis fn $name($($args)*) -> $result $body
+    )*};
+}
+
 /// Atomic types, fences and orderings.
 pub mod atomic {
     #[cfg(not(loom))]

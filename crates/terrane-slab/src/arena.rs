@@ -8,8 +8,10 @@
 //! come back, cleared by a search that finds none.
 
 use crate::bitmap;
-use crate::segment::{HEADER_SLICES, METADATA_END, SEGMENT_BYTES, SLICE_BYTES, Segment};
+use crate::fault::{Fault, order};
+use crate::segment::{HEADER_SLICES, METADATA_END, ROOMY, SEGMENT_BYTES, SLICE_BYTES, Segment};
 use crate::sharing::Sharing;
+use crate::zeroed;
 use core::ptr::{self, NonNull};
 use core::slice;
 use terrane_core::sync::atomic::{AtomicPtr, AtomicU32, AtomicU64, AtomicUsize, Ordering};
@@ -18,9 +20,9 @@ use terrane_core::{Extent, PageSource, SourceError};
 /// Most segments that one arena can have.
 pub const MAX_ARENA_SEGMENTS: usize = 64 * WORDS;
 /// Most arenas that one domain can have.
-pub const MAX_ARENAS: usize = 64;
+pub const MAX_ARENAS: usize = if cfg!(loom) { 4 } else { 64 };
 
-const WORDS: usize = if cfg!(target_pointer_width = "64") { 512 } else { 16 };
+const WORDS: usize = if ROOMY { 512 } else { 16 };
 
 /// Where the four maps of an arena lie: in the slack behind the metadata of its first segment.
 const MAPS_START: usize = METADATA_END.next_multiple_of(4096);
@@ -43,7 +45,7 @@ pub struct Growth {
 
 impl Growth {
     /// 1 GiB at first, doubled every four arenas up to 64 GiB; on 32-bit machines always 16 MiB.
-    pub const DEFAULT: Self = if cfg!(target_pointer_width = "64") {
+    pub const DEFAULT: Self = if ROOMY {
         Self { initial: 32, batch: 4, max_shift: 6 }
     } else {
         Self { initial: 4, batch: 4, max_shift: 0 }
@@ -77,13 +79,14 @@ pub struct Arena {
 }
 
 impl Arena {
-    #[cfg(not(loom))]
-    pub(crate) const fn empty() -> Self {
-        Self {
-            base: AtomicPtr::new(ptr::null_mut()),
-            segments: AtomicUsize::new(0),
-            node: AtomicU32::new(0),
-            cookie: AtomicU64::new(0),
+    terrane_core::const_unless_loom! {
+        pub(crate) fn empty() -> Self {
+            Self {
+                base: AtomicPtr::new(ptr::null_mut()),
+                segments: AtomicUsize::new(0),
+                node: AtomicU32::new(0),
+                cookie: AtomicU64::new(0),
+            }
         }
     }
 
@@ -123,6 +126,10 @@ impl Arena {
         }
         let (_, len, cookie) = extent.into_raw();
         let segments = len as usize / SEGMENT_BYTES;
+        for map in 0..4 {
+            // SAFETY: the maps are committed, read as zero, and nobody else knows them yet.
+            unsafe { zeroed::make_words(maps.add(map * MAP_BYTES), segments.div_ceil(64)) };
+        }
         self.segments.store(segments, Ordering::Relaxed);
         self.node.store(node, Ordering::Relaxed);
         self.cookie.store(cookie, Ordering::Relaxed);
@@ -131,7 +138,7 @@ impl Arena {
             bitmap::set::<K>(self.map_at(base, 3), 0, segments);
         }
         // Release: whoever sees the base sees the rest.
-        self.base.store(base, Ordering::Release);
+        self.base.store(base, order(Fault::ArenaRelaxed, Ordering::Release));
         Ok(())
     }
 

@@ -72,7 +72,7 @@ pub fn set<K: Sharing>(words: &[AtomicU64], start: usize, len: usize) -> bool {
     let mut clear = true;
     for word in start / 64..=(start + len - 1) / 64 {
         let bits = mask(word, start, len);
-        clear &= K::fetch_or(&words[word], bits, Ordering::Release) & bits == 0;
+        clear &= K::fetch_or(&words[word], bits, order(Fault::HintRelaxed, Ordering::Release)) & bits == 0;
     }
     clear
 }

@@ -13,6 +13,7 @@
 
 use crate::arena::{Arena, Growth, MAX_ARENA_SEGMENTS, MAX_ARENAS};
 use crate::bitmap;
+use crate::fault::{Fault, planted};
 use crate::huge::HugeCache;
 use crate::purge::{self, PurgePolicy};
 use crate::segment::{HEADER_SLICES, METADATA_END, SEGMENT_BYTES, SLICE_BYTES, Segment, USABLE_SLICES};
@@ -29,7 +30,7 @@ use terrane_core::sync::atomic::{AtomicU64, Ordering};
 use terrane_core::{Decommit, Event, Observer, PageSource, SourceError};
 
 /// Shelves of one class: heaps are spread over them so that they seldom meet.
-pub const SHARDS: usize = 8;
+pub const SHARDS: usize = if cfg!(loom) { 1 } else { 8 };
 
 /// Longest run that is placed as that of a slab.
 const SLAB_RUN: usize = 16;
@@ -88,7 +89,6 @@ struct Settings {
     nodes: AtomicU32,
 }
 
-#[cfg(not(loom))]
 impl Settings {
     const fn new(policy: &Policy) -> Self {
         Self {
@@ -143,18 +143,39 @@ impl<S, K, O> Domain<S, K, O> {
     /// An empty domain over `source`. Nothing is reserved before the first allocation.
     #[cfg(not(loom))]
     pub const fn new(source: S, policy: Policy, observer: O) -> Self {
-        Self {
-            source,
-            observer,
-            policy,
-            settings: Settings::new(&policy),
-            arenas: [const { Arena::empty() }; MAX_ARENAS],
-            arenas_claimed: AtomicU64::new(0),
-            shelves: [const { [const { Shelf::new() }; CLASSES] }; SHARDS],
-            huge_cache: HugeCache::new(),
-            next_heap: AtomicU64::new(0),
-            counters: DomainCounters::new(),
-            sharing: PhantomData,
+        let arenas = [const { Arena::empty() }; MAX_ARENAS];
+        Self::of(source, policy, observer, arenas, [const { [const { Shelf::new() }; CLASSES] }; SHARDS])
+    }
+
+    /// An empty domain over `source`. Nothing is reserved before the first allocation.
+    #[cfg(loom)]
+    pub fn new(source: S, policy: Policy, observer: O) -> Self {
+        use core::array::from_fn;
+        let shelves = from_fn(|_| from_fn(|_| Shelf::new()));
+        Self::of(source, policy, observer, from_fn(|_| Arena::empty()), shelves)
+    }
+
+    terrane_core::const_unless_loom! {
+        fn of(
+            source: S,
+            policy: Policy,
+            observer: O,
+            arenas: [Arena; MAX_ARENAS],
+            shelves: [[Shelf; CLASSES]; SHARDS]
+        ) -> Self {
+            Self {
+                source,
+                observer,
+                policy,
+                settings: Settings::new(&policy),
+                arenas,
+                arenas_claimed: AtomicU64::new(0),
+                shelves,
+                huge_cache: HugeCache::new(),
+                next_heap: AtomicU64::new(0),
+                counters: DomainCounters::new(),
+                sharing: PhantomData,
+            }
         }
     }
 
@@ -326,14 +347,25 @@ impl<S: PageSource, K: Sharing, O: Observer> Domain<S, K, O> {
             }
             if bitmap::next_set(&segment.free, 0).is_none() {
                 bitmap::clear::<K>(arena.open(), index, 1);
-                // A slice that came back between the look and the clear must be found again.
-                if bitmap::next_set(&segment.free, 0).is_some() {
-                    bitmap::set::<K>(arena.open(), index, 1);
-                }
+                // A slice that came back meanwhile must be found again.
+                self.reopen(segment);
             }
             from = index + 1;
         }
         Ok(None)
+    }
+
+    /// Sets the bit that makes searches look into `segment`, if it has free slices and the bit is clear. Called by whoever has
+    /// cleared the bit, and by whoever has set bits of free slices: each has written one of the two, and looks at the other
+    /// behind a fence, so at least one of two who meet sees both.
+    fn reopen(&self, segment: &Segment) {
+        if !planted(Fault::OpenUnfenced) {
+            K::fence();
+        }
+        let open = self.arenas[segment.arena as usize].open();
+        if !bitmap::all_set(open, segment.index as usize, 1) && bitmap::next_set(&segment.free, 0).is_some() {
+            bitmap::set::<K>(open, segment.index as usize, 1);
+        }
     }
 
     /// Takes a run from `segment`.
@@ -345,11 +377,15 @@ impl<S: PageSource, K: Sharing, O: Observer> Domain<S, K, O> {
         } else {
             bitmap::claim_among::<K>(&segment.free, &segment.dirty, len, align)
         };
-        let Some(index) = claimed.or_else(|| bitmap::claim::<K>(&segment.free, len, align, 0)) else {
-            return Ok(None);
-        };
+        let claimed = claimed.or_else(|| bitmap::claim::<K>(&segment.free, len, align, 0));
+        if len > SLAB_RUN {
+            // A run that spans words may have been held in part for a moment, and others may have seen no free slice.
+            self.reopen(segment);
+        }
+        let Some(index) = claimed else { return Ok(None) };
         if let Err(error) = self.commit_slices(segment, index, len) {
             bitmap::release::<K>(&segment.free, index, len);
+            self.reopen(segment);
             return Err(error);
         }
         let zero = bitmap::set::<K>(&segment.dirty, index, len);
@@ -373,11 +409,17 @@ impl<S: PageSource, K: Sharing, O: Observer> Domain<S, K, O> {
         // SAFETY: a run lies in a live segment.
         let segment = unsafe { &*run.segment };
         let index = run.index + run.len;
-        if index + more > crate::segment::SLICES || !bitmap::claim_run::<K>(&segment.free, index, more) {
+        if index + more > crate::segment::SLICES {
+            return false;
+        }
+        if !bitmap::claim_run::<K>(&segment.free, index, more) {
+            // Part of the run may have been held for a moment, and others may have seen no free slice.
+            self.reopen(segment);
             return false;
         }
         if self.commit_slices(segment, index, more).is_err() {
             bitmap::release::<K>(&segment.free, index, more);
+            self.reopen(segment);
             return false;
         }
         bitmap::set::<K>(&segment.dirty, index, more);
@@ -391,12 +433,10 @@ impl<S: PageSource, K: Sharing, O: Observer> Domain<S, K, O> {
         // SAFETY: a run lies in a live segment.
         let segment = unsafe { &*run.segment };
         self.counters.slices_in_use.sub_shared::<K>((run.len * SLICE_BYTES) as u64);
-        purge::schedule(self.purge_delay(), segment, self.now());
         bitmap::release::<K>(&segment.free, run.index, run.len);
-        let arena = &self.arenas[segment.arena as usize];
-        if !bitmap::all_set(arena.open(), segment.index as usize, 1) {
-            bitmap::set::<K>(arena.open(), segment.index as usize, 1);
-        }
+        self.reopen(segment);
+        // Behind the fence of `reopen`: either a pass that is under way sees the slices, or this sees that it has begun.
+        purge::schedule(self.purge_delay(), segment, self.now());
         if self.purge_delay() == 0 {
             self.purge_segment(segment, 0, true);
         }
@@ -541,7 +581,12 @@ impl<S: PageSource, K: Sharing, O: Observer> Domain<S, K, O> {
     }
 
     fn purge_segment(&self, segment: &Segment, now: u64, all: bool) -> usize {
-        let bytes = purge::pass::<S, K>(&self.source, &self.purge_policy(), segment, now, all);
+        let passed = purge::pass::<S, K>(&self.source, &self.purge_policy(), segment, now, all);
+        if passed.held && !planted(Fault::PurgeUnopened) {
+            // While the pass held them, a search may have seen no free slice.
+            self.reopen(segment);
+        }
+        let bytes = passed.bytes;
         if bytes > 0 {
             self.counters.purged.add_shared::<K>(bytes as u64);
             self.counters.purges.add_shared::<K>(1);

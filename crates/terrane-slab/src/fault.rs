@@ -23,6 +23,18 @@ pub enum Fault {
     ReleaseRelaxed,
     /// A span is put into the cache without releasing.
     PutRelaxed,
+    /// An arena's base is stored without releasing.
+    ArenaRelaxed,
+    /// Bits that say where to look are set without releasing what is there.
+    HintRelaxed,
+    /// Slices come back, and are missed, without a fence before the look at the hint.
+    OpenUnfenced,
+    /// A purge pass gives its slices back without a look at the hint.
+    PurgeUnopened,
+    /// A purge pass does not claim what it purges.
+    PurgeUnclaimed,
+    /// A purge pass notes that nothing is due, and looks for slices, without a fence in between.
+    DueUnfenced,
 }
 
 #[cfg(loom)]

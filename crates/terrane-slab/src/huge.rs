@@ -20,7 +20,9 @@
 use crate::bitmap;
 use crate::domain::Domain;
 use crate::fault::{Fault, order};
-use crate::segment::{HEADER_SLICES, Kind, METADATA_END, SEGMENT_BYTES, SEGMENT_SHIFT, SLICE_BYTES, Segment};
+use crate::segment::{
+    HEADER_SLICES, Kind, METADATA_END, ROOMY, SEGMENT_BYTES, SEGMENT_SHIFT, SLICE_BYTES, Segment,
+};
 use crate::segment_map;
 use crate::sharing::Sharing;
 use core::ptr::{self, NonNull};
@@ -28,9 +30,9 @@ use terrane_core::sync::atomic::{AtomicU64, Ordering};
 use terrane_core::{Contents, Decommit, Observer, PageSource, SourceError};
 
 /// Slots of the cache.
-const SLOTS: usize = 16;
+const SLOTS: usize = if cfg!(loom) { 2 } else { 16 };
 /// Offset of a block from the start of its span, if its alignment asks for no more.
-const BLOCK_OFFSET: usize = if cfg!(target_pointer_width = "64") { 4 << 20 } else { 1 << 20 };
+const BLOCK_OFFSET: usize = if ROOMY { 4 << 20 } else { 1 << 20 };
 /// Bytes of a transparent huge page.
 const HUGE_PAGE: usize = 2 << 20;
 /// Largest block length that is tried at all.
@@ -45,6 +47,7 @@ pub struct HugeCache {
 }
 
 impl HugeCache {
+    /// An empty cache.
     #[cfg(not(loom))]
     pub(crate) const fn new() -> Self {
         Self { slots: [const { AtomicU64::new(0) }; SLOTS] }

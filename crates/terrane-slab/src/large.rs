@@ -15,7 +15,7 @@ use terrane_core::sync::atomic::Ordering;
 use terrane_core::{Observer, PageSource};
 
 /// Largest large block in slices; longer ones are huge.
-pub(crate) const MAX_LARGE_SLICES: usize = SLICES / 8;
+pub(crate) const MAX_LARGE_SLICES: usize = if SLICES / 8 > 16 { SLICES / 8 } else { 16 };
 /// Largest large block in bytes.
 pub(crate) const MAX_LARGE_BYTES: usize = MAX_LARGE_SLICES * SLICE_BYTES;
 /// Length classes: exact up to 16 slices, then eight per doubling.

@@ -62,6 +62,7 @@ pub mod shelf;
 pub mod size_class;
 pub mod slab;
 pub mod stats;
+mod zeroed;
 
 pub use arena::Growth;
 pub use domain::{Domain, Policy};

@@ -8,6 +8,7 @@
 //! memory that is in steady use is never purged, however often it is freed. Passes run on slow paths, on an explicit tick,
 //! or from a background thread: a pass is a plain call that takes the time as an argument.
 
+use crate::fault::{Fault, planted};
 use crate::segment::{SLICE_BYTES, Segment};
 use crate::sharing::Sharing;
 use core::ptr::NonNull;
@@ -42,21 +43,34 @@ impl Default for PurgePolicy {
     }
 }
 
+/// What a pass did.
+pub(crate) struct Passed {
+    /// Bytes given back.
+    pub(crate) bytes: usize,
+    /// Whether slices were claimed for a while.
+    pub(crate) held: bool,
+}
+
 /// One pass over `segment` at time `now`. With `all`, every free slice that holds memory is given back, however young.
-/// Bytes given back.
+/// The caller lets searches find the slices again that the pass held.
 pub(crate) fn pass<S: PageSource, K: Sharing>(
     source: &S,
     policy: &PurgePolicy,
     segment: &Segment,
     now: u64,
     all: bool,
-) -> usize {
+) -> Passed {
     let due = segment.purge_at.load(Ordering::Relaxed);
     if due == 0 || (!all && (due > now || policy.delay_ms == PurgePolicy::NEVER)) {
-        return 0;
+        return Passed { bytes: 0, held: false };
     }
     segment.purge_at.store(0, Ordering::Relaxed);
-    let (mut purged, mut left) = (0, false);
+    if !planted(Fault::DueUnfenced) {
+        // Who gives slices back sets their bits, passes a fence, and looks whether a time is set: either it sees none and sets
+        // one, or its bits are seen below.
+        K::fence();
+    }
+    let (mut purged, mut held, mut left) = (0, false, false);
     for word in 0..segment.free.len() {
         let mut seen = segment.free[word].load(Ordering::Relaxed);
         let old = loop {
@@ -64,6 +78,9 @@ pub(crate) fn pass<S: PageSource, K: Sharing>(
             let old = if all { dirty } else { dirty & segment.idle[word].load(Ordering::Relaxed) };
             if old == 0 {
                 break 0;
+            }
+            if planted(Fault::PurgeUnclaimed) {
+                break old;
             }
             match K::compare_exchange(
                 &segment.free[word],
@@ -113,6 +130,7 @@ pub(crate) fn pass<S: PageSource, K: Sharing>(
         }
         if old != 0 {
             K::fetch_or(&segment.free[word], old, Ordering::Release);
+            held = true;
         }
         let young =
             segment.free[word].load(Ordering::Relaxed) & segment.dirty[word].load(Ordering::Relaxed) & !old;
@@ -126,10 +144,10 @@ pub(crate) fn pass<S: PageSource, K: Sharing>(
     if left {
         schedule(policy.delay_ms, segment, now);
     }
-    purged
+    Passed { bytes: purged, held }
 }
 
-/// Notes that `segment` has free slices that hold memory.
+/// Notes that `segment` has free slices that hold memory: after their bits were set and a fence was passed.
 #[inline]
 pub(crate) fn schedule(delay_ms: u64, segment: &Segment, now: u64) {
     if segment.purge_at.load(Ordering::Relaxed) == 0 {

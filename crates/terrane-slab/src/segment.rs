@@ -25,12 +25,11 @@ use terrane_core::sync::atomic::{AtomicU32, AtomicU64, AtomicUsize, Ordering};
 pub const SLICE_SHIFT: u32 = 16;
 /// Bytes of a slice, the unit in which slabs and large blocks take memory from a segment.
 pub const SLICE_BYTES: usize = 1 << SLICE_SHIFT;
+/// Whether address space is plentiful. The model checker, which makes every word of a header one by one, gets the lengths of
+/// 32-bit machines.
+pub(crate) const ROOMY: bool = cfg!(all(target_pointer_width = "64", not(loom)));
 /// log2 of [`SEGMENT_BYTES`].
-#[cfg(target_pointer_width = "64")]
-pub const SEGMENT_SHIFT: u32 = 25;
-/// log2 of [`SEGMENT_BYTES`].
-#[cfg(not(target_pointer_width = "64"))]
-pub const SEGMENT_SHIFT: u32 = 22;
+pub const SEGMENT_SHIFT: u32 = if ROOMY { 25 } else { 22 };
 /// Bytes of a segment, and its alignment.
 pub const SEGMENT_BYTES: usize = 1 << SEGMENT_SHIFT;
 /// Slices of a segment, those of its header included.
@@ -41,10 +40,7 @@ pub const HEADER_SLICES: usize = HEADER_END.div_ceil(SLICE_BYTES);
 pub const USABLE_SLICES: usize = SLICES - HEADER_SLICES;
 
 const WINDOW_START: usize = 4096;
-#[cfg(target_pointer_width = "64")]
-const WINDOW_ENTRIES: usize = 1 << (32 - SLICE_SHIFT);
-#[cfg(not(target_pointer_width = "64"))]
-const WINDOW_ENTRIES: usize = SLICES;
+const WINDOW_ENTRIES: usize = if ROOMY { 1 << (32 - SLICE_SHIFT) } else { SLICES };
 const SLABS_START: usize = WINDOW_START + WINDOW_ENTRIES * size_of::<AtomicU64>();
 /// End of the metadata that every segment has, and start of the maps that the first segment of an arena has.
 pub(crate) const METADATA_END: usize = SLABS_START + SLICES * size_of::<Slab>();
@@ -157,10 +153,8 @@ impl Entry {
 /// Offset from a segment's start of the entry of the slice that `address` lies in.
 #[inline(always)]
 const fn entry_offset(address: usize) -> usize {
-    #[cfg(target_pointer_width = "64")]
-    let slot = (address as u32 >> SLICE_SHIFT) as usize;
-    #[cfg(not(target_pointer_width = "64"))]
-    let slot = (address >> SLICE_SHIFT) % SLICES;
+    let slot =
+        if ROOMY { (address as u32 >> SLICE_SHIFT) as usize } else { (address >> SLICE_SHIFT) % SLICES };
     WINDOW_START + slot * size_of::<AtomicU64>()
 }
 
@@ -242,7 +236,11 @@ impl Segment {
         };
         // SAFETY: the header is committed and ours alone. Slab metadata and entries are all zero, which is their
         // empty state, so they need no writing and their pages stay untouched.
-        unsafe { start.cast::<Self>().write(header) };
+        unsafe {
+            start.cast::<Self>().write(header);
+            crate::zeroed::make_words(start.add(entry_offset(start.addr())), SLICES);
+            crate::zeroed::make_slabs(start.add(SLABS_START), SLICES);
+        }
     }
 
     /// Writes the header of the first segment of a span of `segments` for a huge block at `block`.

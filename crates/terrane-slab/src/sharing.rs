@@ -4,7 +4,7 @@
 //! machine's atomics. For [`Local`] they are plain loads and stores, so a single-threaded heap runs without one atomic
 //! read-modify-write; it is the type parameter of the heap that decides, not a copy of the code.
 
-use terrane_core::sync::atomic::{AtomicU64, Ordering};
+use terrane_core::sync::atomic::{AtomicU64, Ordering, fence};
 
 mod sealed {
     pub trait Sealed {}
@@ -40,6 +40,10 @@ pub trait Sharing: sealed::Sealed + Sized + 'static {
 
     /// Exchanges; the value before.
     fn swap(word: &AtomicU64, value: u64, order: Ordering) -> u64;
+
+    /// A sequentially consistent fence: of two threads that each write a word, pass it, and read the other's word, at least
+    /// one sees what the other wrote.
+    fn fence();
 }
 
 /// Threads share the memory: machine atomics.
@@ -74,6 +78,10 @@ impl Sharing for Shared {
     #[inline(always)]
     fn swap(word: &AtomicU64, value: u64, order: Ordering) -> u64 {
         word.swap(value, order)
+    }
+    #[inline(always)]
+    fn fence() {
+        fence(Ordering::SeqCst);
     }
 }
 
@@ -124,4 +132,6 @@ impl Sharing for Local {
     fn swap(word: &AtomicU64, value: u64, _: Ordering) -> u64 {
         Self::update(word, |_| value)
     }
+    #[inline(always)]
+    fn fence() {}
 }

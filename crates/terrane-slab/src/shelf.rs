@@ -26,16 +26,11 @@ const NUMBER_MASK: u64 = (1 << NUMBER_BITS) - 1;
 pub struct Shelf(AtomicU64);
 
 impl Shelf {
-    /// An empty shelf.
-    #[cfg(not(loom))]
-    pub const fn new() -> Self {
-        Self(AtomicU64::new(0))
-    }
-
-    /// An empty shelf.
-    #[cfg(loom)]
-    pub fn new() -> Self {
-        Self(AtomicU64::new(0))
+    terrane_core::const_unless_loom! {
+        /// An empty shelf.
+        pub fn new() -> Self {
+            Self(AtomicU64::new(0))
+        }
     }
 
     /// Whether nothing is on the shelf, as of some moment during the call.

@@ -3,17 +3,19 @@
 //! must fail.
 #![cfg(loom)]
 
+mod harness;
+
+use harness::{check, models};
 use loom::thread;
-use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::sync::OnceLock;
-use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::atomic::AtomicU64;
 use terrane_core::sync::atomic::{
     AtomicU64 as ModelU64, AtomicUsize as ModelUsize, Ordering as ModelOrdering,
 };
 use terrane_core::sync::cell::UnsafeCell;
 use terrane_slab::Shared;
 use terrane_slab::bitmap;
-use terrane_slab::fault::{Fault, plant, plant_pauses};
+use terrane_slab::fault::{Fault, plant_pauses};
 use terrane_slab::huge::HugeCache;
 use terrane_slab::segment::{HEADER_SLICES, SEGMENT_BYTES, Segment};
 use terrane_slab::shelf::Shelf;
@@ -77,56 +79,6 @@ fn open(slab: &Slab, me: u32, capacity: u32, out: u32) -> Vec<Address> {
         }
         blocks
     }
-}
-
-/// Models share one segment, so they take turns.
-fn alone(f: impl FnOnce()) {
-    static TURN: std::sync::Mutex<()> = std::sync::Mutex::new(());
-    let _turn = TURN.lock().unwrap_or_else(std::sync::PoisonError::into_inner);
-    f();
-}
-
-fn check(preemptions: usize, iterations: &'static AtomicU64, model: impl Fn() + Sync + Send + 'static) {
-    let mut builder = loom::model::Builder::new();
-    builder.preemption_bound = Some(preemptions);
-    builder.check(move || {
-        iterations.fetch_add(1, Ordering::Relaxed);
-        model();
-    });
-}
-
-fn passes(name: &str, threads: usize, model: fn(&'static AtomicU64), iterations: &'static AtomicU64) {
-    alone(|| {
-        plant(None);
-        model(iterations);
-        println!("model {name} threads={threads} iterations={}", iterations.load(Ordering::Relaxed));
-    });
-}
-
-fn fails(fault: Fault, model: fn(&'static AtomicU64), iterations: &'static AtomicU64) {
-    alone(|| {
-        plant(Some(fault));
-        let outcome = catch_unwind(AssertUnwindSafe(|| model(iterations)));
-        plant(None);
-        assert!(outcome.is_err(), "loom did not find {fault:?}");
-    });
-}
-
-macro_rules! models {
-    ($($name:ident: $model:ident, threads $threads:literal, faults [$($twin:ident: $fault:ident),*];)*) => {$(
-        #[test]
-        fn $name() {
-            static ITERATIONS: AtomicU64 = AtomicU64::new(0);
-            passes(stringify!($model), $threads, $model, &ITERATIONS);
-        }
-        $(
-            #[test]
-            fn $twin() {
-                static ITERATIONS: AtomicU64 = AtomicU64::new(0);
-                fails(Fault::$fault, $model, &ITERATIONS);
-            }
-        )*
-    )*};
 }
 
 models! {
