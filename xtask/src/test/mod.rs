@@ -16,7 +16,7 @@ use std::fs;
 use std::io::Write;
 use std::path::{Path, PathBuf};
 use std::process::ExitCode;
-use std::time::Instant;
+use std::time::{Duration, Instant};
 
 /// Arguments of `cargo xtask test`.
 #[derive(clap::Args)]
@@ -85,6 +85,8 @@ pub type Run = Box<dyn Fn(&Room) -> Result<Verdict, Error>>;
 pub struct Check {
     /// Its name, also that of its log; words joined by `-`.
     pub name: &'static str,
+    /// Why it runs with `--full` only, if it does.
+    pub full_only: Option<&'static str>,
     /// What it does.
     pub run: Run,
 }
@@ -92,7 +94,18 @@ pub struct Check {
 impl Check {
     /// A check from a name and a function.
     pub fn new(name: &'static str, run: impl Fn(&Room) -> Result<Verdict, Error> + 'static) -> Self {
-        Self { name, run: Box::new(run) }
+        Self { name, full_only: None, run: Box::new(run) }
+    }
+
+    /// The same check, for `--full` only (or called by its whole name), because it `why`: "takes five minutes".
+    pub fn only_full(self, why: &'static str) -> Self {
+        Self { full_only: Some(why), ..self }
+    }
+
+    /// Why these arguments leave the check out, if they do.
+    fn left_out(&self, args: &Args) -> Option<&'static str> {
+        let is_named = args.filter.as_deref() == Some(self.name);
+        self.full_only.filter(|_| !args.full && !is_named)
     }
 }
 
@@ -104,7 +117,12 @@ pub fn main(args: &Args) -> Outcome {
         checks.retain(|check| check.name.contains(filter.as_str()));
     }
     if args.list {
-        checks.iter().for_each(|check| println!("{}", check.name));
+        for check in &checks {
+            match check.full_only {
+                None => println!("{}", check.name),
+                Some(why) => println!("{} (with --full: {why})", check.name),
+            }
+        }
         return Ok(ExitCode::SUCCESS);
     }
     let logs = target().join("xtask-test");
@@ -114,16 +132,23 @@ pub fn main(args: &Args) -> Outcome {
 
     let mut sum = Sum::default();
     let begin = Instant::now();
+    let mut ran = 0;
     for check in &checks {
-        let verdict = one(check, &logs, args.full)?;
+        let verdict = match check.left_out(args) {
+            Some(why) => {
+                let verdict = Verdict::Skipped(format!("only with --full, it {why}"));
+                print!("{:<22} ", check.name);
+                tell(&verdict, Duration::ZERO);
+                verdict
+            }
+            None => {
+                ran += 1;
+                one(check, &logs, args.full)?
+            }
+        };
         sum.add(check.name, &verdict);
     }
-    println!(
-        "\n{} checks in {:.0} s, logs in {}",
-        checks.len(),
-        begin.elapsed().as_secs_f64(),
-        logs.display()
-    );
+    println!("\n{ran} checks in {:.0} s, logs in {}", begin.elapsed().as_secs_f64(), logs.display());
     sum.skips.iter().for_each(|skip| println!("skipped {skip}"));
     sum.failures.iter().for_each(|failure| println!("FAILED {failure}"));
     println!("{} passed, {} failed, {} skipped", sum.passed, sum.failed, sum.skipped);
@@ -147,7 +172,17 @@ fn one(check: &Check, logs: &Path, full: bool) -> Result<Verdict, Error> {
     let begin = Instant::now();
     // That a check could not be carried out says something about the machine or the check; it is not a pass.
     let verdict = (check.run)(&room).unwrap_or_else(|error| Verdict::Failed(error.to_string()));
-    let words = match &verdict {
+    if tell(&verdict, begin.elapsed()) {
+        let _ = fs::remove_dir_all(&room.scratch);
+    } else {
+        excerpt(&room.log_text()).iter().for_each(|line| println!("    | {line}"));
+    }
+    Ok(verdict)
+}
+
+/// Ends the line of a check; whether nothing failed.
+fn tell(verdict: &Verdict, took: Duration) -> bool {
+    let words = match verdict {
         Verdict::Passed(remark) if remark.is_empty() => "ok".to_owned(),
         Verdict::Passed(remark) => format!("ok ({remark})"),
         Verdict::Failed(why) => format!("FAILED: {why}"),
@@ -160,13 +195,8 @@ fn one(check: &Check, logs: &Path, full: bool) -> Result<Verdict, Error> {
             format!("FAILED: {problem} ({passed} tests passed, {failed} failed, {skipped} skipped)")
         }
     };
-    println!("{:7.1} s  {words}", begin.elapsed().as_secs_f64());
-    if words.starts_with("FAILED") {
-        excerpt(&room.log_text()).iter().for_each(|line| println!("    | {line}"));
-    } else {
-        let _ = fs::remove_dir_all(&room.scratch);
-    }
-    Ok(verdict)
+    println!("{:7.1} s  {words}", took.as_secs_f64());
+    !words.starts_with("FAILED")
 }
 
 /// What to show of the log of a failed check: the failed tests with the beginning of what they printed, and the end.
@@ -234,6 +264,16 @@ mod tests {
         sum.add("b", &Verdict::Skipped("absent".into()));
         sum.add("c", &Verdict::Tests { passed: 10, failed: 2, skipped: 1, problem: None });
         assert_eq!((sum.passed, sum.failed, sum.skipped), (11, 2, 2));
+    }
+
+    #[test]
+    fn a_check_for_full_runs_is_left_out_unless_asked_for() {
+        let check = Check::new("long-one", |_| Ok(Verdict::Passed(String::new()))).only_full("takes an hour");
+        let args = |filter: Option<&str>, full| Args { filter: filter.map(str::to_owned), full, list: false };
+        assert_eq!(check.left_out(&args(None, false)), Some("takes an hour"));
+        assert_eq!(check.left_out(&args(Some("long"), false)), Some("takes an hour"));
+        assert_eq!(check.left_out(&args(Some("long-one"), false)), None);
+        assert_eq!(check.left_out(&args(None, true)), None);
     }
 
     #[test]

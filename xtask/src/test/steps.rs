@@ -39,6 +39,7 @@ pub fn all() -> Vec<Check> {
     if has_crate("terrane-pages") {
         checks.push(Check::new("hwloc", hwloc));
     }
+    checks.push(Check::new("fixed-addresses", fixed_addresses).only_full("runs tests a second time"));
     if has_crate("terrane") {
         checks.push(Check::new("only-rust", only_rust));
     }
@@ -67,9 +68,13 @@ fn cargo_check(room: &Room, args: &[&str], seconds: u64) -> Result<Verdict, Erro
 
 /// Runs a `cargo test` and counts what the harnesses report.
 pub fn cargo_tests(room: &Room, args: &[&str]) -> Result<Verdict, Error> {
-    let mut command = cargo(args);
+    tests_of(room, &mut cargo(args))
+}
+
+/// The same for a command that runs a `cargo test` in its own way.
+fn tests_of(room: &Room, command: &mut Command) -> Result<Verdict, Error> {
     command.env("CARGO_TERM_COLOR", "never");
-    let ended = run_logged(&mut command, &room.log, Duration::from_secs(2400))?;
+    let ended = run_logged(command, &room.log, Duration::from_secs(2400))?;
     let text = room.log_text();
     let [passed, failed, skipped] = counts(&text);
     let problem = if ended.success() && passed == 0 {
@@ -172,6 +177,24 @@ fn hwloc(room: &Room) -> Result<Verdict, Error> {
         return Ok(Verdict::Skipped(why));
     }
     cargo_tests(room, &["test", "--package", "terrane-pages", "--features", "hwloc"])
+}
+
+/// The tests of the tiers above the pages where the system lays out address spaces the same way every time: what only
+/// holds because two mappings seldom touch fails here.
+fn fixed_addresses(room: &Room) -> Result<Verdict, Error> {
+    if let Err(why) = ensure(&[Wanted::Program("setarch", "util-linux")], &room.log) {
+        return Ok(Verdict::Skipped(why));
+    }
+    let plain = cargo(["test", "--no-fail-fast", "--lib", "--tests"]);
+    let mut command = Command::new("setarch");
+    command.arg("--addr-no-randomize").arg(plain.get_program()).args(plain.get_args()).current_dir(root());
+    for name in ["terrane-slab", "terrane-front", "terrane", "terrane-malloc"]
+        .into_iter()
+        .filter(|name| has_crate(name))
+    {
+        command.args(["--package", name]);
+    }
+    tests_of(room, &mut command)
 }
 
 /// A program outside the workspace, with Terrane as its global allocator, built with nothing but Rust: every C compiler
