@@ -23,6 +23,8 @@ pub enum Fault {
     ReleaseRelaxed,
     /// A span is put into the cache without releasing.
     PutRelaxed,
+    /// A span is taken out of the cache without acquiring.
+    TakeRelaxed,
     /// An arena's base is stored without releasing.
     ArenaRelaxed,
     /// Bits that say where to look are set without releasing what is there.
@@ -35,6 +37,8 @@ pub enum Fault {
     PurgeUnclaimed,
     /// A purge pass notes that nothing is due, and looks for slices, without a fence in between.
     DueUnfenced,
+    /// Who brings the last block of a parked slab leaves it there.
+    EmptiedIgnored,
 }
 
 #[cfg(loom)]

@@ -89,7 +89,8 @@ impl HugeCache {
                 .min_by_key(|&(_, word)| segments_of(word));
             let (slot, word) = best?;
             // Acquire: the header as it was when the span was put here.
-            if K::compare_exchange(slot, word, 0, Ordering::Acquire, Ordering::Relaxed).is_ok() {
+            let acquire = order(Fault::TakeRelaxed, Ordering::Acquire);
+            if K::compare_exchange(slot, word, 0, acquire, Ordering::Relaxed).is_ok() {
                 return Some(number_of(word));
             }
         }

@@ -497,7 +497,9 @@ impl Slab {
                 Ordering::Relaxed,
             ) {
                 Ok(_) => {
-                    let emptied = parked && self.shared.out_at_park.load(Ordering::Relaxed) == count;
+                    let emptied = parked
+                        && self.shared.out_at_park.load(Ordering::Relaxed) == count
+                        && !planted(Fault::EmptiedIgnored);
                     return Ok(if emptied { Pushed::Emptied { shelve } } else { Pushed::Waiting { shelve } });
                 }
                 Err(now) => seen = now,

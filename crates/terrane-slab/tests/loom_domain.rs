@@ -1,5 +1,5 @@
 //! Models of what heaps share below their slabs: arenas and segments, slices that come and go, purging. They run a whole domain
-//! over a source of pages that loom can watch. The arguments are in `docs/src/protocols/`: bitmaps.md and purging.md. Each model
+//! over a source of pages that loom can watch. The arguments are in `docs/src/protocols/`: bitmaps.md, purging.md and huge-cache.md. Each model
 //! has twins with a planted fault, which must fail.
 #![cfg(loom)]
 
@@ -18,10 +18,13 @@ use terrane_slab::segment::{SEGMENT_BYTES, SLICE_BYTES, USABLE_SLICES};
 models! {
     model_publication: publication, threads 3,
         faults [fault_publication_arena_relaxed: ArenaRelaxed, fault_publication_segment_relaxed: HintRelaxed];
-    model_open_hint: open_hint, threads 3, faults [fault_open_hint_unfenced: OpenUnfenced];
-    model_purge_claim: purge_claim, threads 3,
+    model_open_hint: open_hint, threads 2, faults [fault_open_hint_unfenced: OpenUnfenced];
+    model_purge_claim: purge_claim, threads 2,
         faults [fault_purge_claim_unclaimed: PurgeUnclaimed, fault_purge_claim_unopened: PurgeUnopened];
-    model_purge_due: purge_due, threads 3, faults [fault_purge_due_unfenced: DueUnfenced];
+    model_purge_due: purge_due, threads 2, faults [fault_purge_due_unfenced: DueUnfenced];
+    model_huge_spans: huge_spans, threads 3,
+        faults [fault_huge_spans_put_relaxed: PutRelaxed, fault_huge_spans_take_relaxed: TakeRelaxed];
+    model_large_cache: large_cache, threads 2, faults [fault_large_cache_release_relaxed: ReleaseRelaxed];
 }
 
 /// A large block of `slices` slices of a thread that comes, takes one block, and goes; its address.
@@ -152,5 +155,68 @@ fn purge_due(iterations: &'static AtomicU64) {
         giver.join().unwrap();
         let later = domain.purge(0, true);
         assert_eq!(purged + later, SLICE_BYTES, "free memory that no pass will look at");
+    });
+}
+
+/// A huge block is freed into the cache of spans while one thread wants such a block and another lets the cache decay: the
+/// span is reused once or given back once, and the books balance.
+fn huge_spans(iterations: &'static AtomicU64) {
+    // More than any large block.
+    const SLICES: usize = 24;
+    check(3, iterations, || {
+        let domain = domain(POLICY);
+        let first = take(&domain, 1, SLICES);
+        let freer = {
+            let domain = domain.clone();
+            thread::spawn(move || {
+                domain.source().touch(first, SLICES * SLICE_BYTES);
+                give(&domain, 1, first);
+            })
+        };
+        let taker = {
+            let domain = domain.clone();
+            thread::spawn(move || take(&domain, 2, SLICES))
+        };
+        let decayer = {
+            let domain = domain.clone();
+            thread::spawn(move || domain.purge(0, true))
+        };
+        freer.join().unwrap();
+        let second = taker.join().unwrap();
+        decayer.join().unwrap();
+        assert_eq!(domain.counters.huge_live.get(), (SLICES * SLICE_BYTES) as u64);
+        give(&domain, 2, second);
+        domain.purge(0, true);
+        let counters = &domain.counters;
+        let left =
+            [&counters.huge_live, &counters.huge_committed, &counters.segments].map(|counter| counter.get());
+        assert_eq!(left, [0; 3], "a span is in nobody's hands");
+    });
+}
+
+/// A thread frees another's large block into its own cache and ends, which empties the cache, while a third takes a run: it sees
+/// the slices as they were left.
+fn large_cache(iterations: &'static AtomicU64) {
+    check(4, iterations, || {
+        let purge = terrane_slab::PurgePolicy { large_cache_bytes: usize::MAX, ..POLICY.purge };
+        let domain = domain(terrane_slab::Policy { purge, ..POLICY });
+        let last = fill(&domain).pop().unwrap();
+        let freer = {
+            let domain = domain.clone();
+            thread::spawn(move || {
+                domain.source().touch(last, SLICE_BYTES);
+                give(&domain, 2, last);
+            })
+        };
+        let taker = {
+            let domain = domain.clone();
+            thread::spawn(move || take(&domain, 3, 1))
+        };
+        freer.join().unwrap();
+        let taken = taker.join().unwrap();
+        let next = take(&domain, 4, 1);
+        assert_ne!(taken, next, "a run is in two hands");
+        let found = [taken, next].into_iter().filter(|&block| segment_of(block) == segment_of(last)).count();
+        assert_eq!(found, 1, "a run that a cache gave up is in nobody's reach");
     });
 }

@@ -50,8 +50,12 @@ pub fn domain(policy: Policy) -> Model {
 }
 
 /// A heap of that domain.
-pub fn heap(domain: &Model, name: HeapId) -> Heap<Pages, Shared> {
-    Heap::new(&raw const **domain, name, 0)
+pub fn heap(domain: &Model, name: HeapId) -> Box<Heap<Pages, Shared>> {
+    // Made in place: loom's threads have small stacks.
+    let mut place = Box::new_uninit();
+    place.write(Heap::new(&raw const **domain, name, 0));
+    // SAFETY: written above.
+    unsafe { place.assume_init() }
 }
 
 /// First byte of the mapping, low enough for the cache of huge spans, which packs addresses into few bits.
