@@ -144,6 +144,27 @@ fn memory_is_flat_when_the_same_work_is_done_again() {
 }
 
 #[test]
+fn a_thread_that_only_frees_does_not_gather_slabs() {
+    let _turn = Turn::take();
+    for life in 0..100 {
+        let child = thread::spawn(move || {
+            let mut random = Random(0x9E37_79B9_7F4A_7C15 ^ life);
+            let mut blocks: Vec<Block> = (0..200).map(|_| Block::new(1 + random.next(2000), 1)).collect();
+            blocks.truncate(100);
+            blocks
+        });
+        drop(child.join().unwrap());
+    }
+    // Short blocks are those of the test harness as well.
+    let stats = terrane::stats();
+    let used = stats.classes.iter().filter(|class| class.block_bytes > 256 && class.slabs_made > 0);
+    let (classes, slabs) = used.fold((0, 0), |(classes, slabs), class| {
+        (classes + 1, slabs + class.slabs_made - class.slabs_retired)
+    });
+    assert!(slabs <= 3 * classes, "{slabs} slabs of {classes} classes, of whose blocks none is live");
+}
+
+#[test]
 fn an_idle_owner_strands_nothing() {
     let _turn = Turn::take();
     const BLOCKS: usize = 200_000;

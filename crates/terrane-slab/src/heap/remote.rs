@@ -17,8 +17,9 @@ impl<S: PageSource, K: Sharing, O: Observer> Heap<S, K, O> {
         }
     }
 
-    /// Sends a batch to its slab: into it, if the slab is parked and can be claimed (`may_claim`) and this heap has few of its
-    /// class; else to its remote list.
+    /// Sends a batch to its slab: into it, if the slab is parked and can be claimed (`may_claim`) and this heap has none of its
+    /// class; else to its remote list. A thread that frees what others have left behind thus frees on the hit path, and does not
+    /// gather slabs.
     ///
     /// # Safety
     /// The blocks are the slab's and the caller's.
@@ -34,7 +35,7 @@ impl<S: PageSource, K: Sharing, O: Observer> Heap<S, K, O> {
                 return;
             }
             self.counters.remote_batches.add(1);
-            if may_claim && self.queues[class].len() < KEEP && (*slab).owner() == crate::slab::PARKED {
+            if may_claim && self.queues[class].len() == 0 && (*slab).owner() == crate::slab::PARKED {
                 match (*slab).claim::<K>(self.name, false) {
                     Ok(true) => {
                         self.counters.claims.add(1);
