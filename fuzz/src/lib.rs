@@ -4,4 +4,6 @@
 //! panics where the two disagree. Any bytes decode to some sequence, so that no input is wasted.
 
 pub mod bytes;
+pub mod heap;
 pub mod model;
+pub mod targets;

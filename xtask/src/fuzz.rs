@@ -6,11 +6,14 @@
 //! `fuzz/regressions/TARGET` and replayed first; a new finding is left in `fuzz/artifacts/TARGET`.
 
 use crate::process::{run_logged, run_reading};
-use crate::workspace::{Error, Outcome, cargo, root, target};
+use crate::workspace::{Error, Outcome, cargo, library, root, target};
 use std::fs;
 use std::path::{Path, PathBuf};
 use std::process::{Command, ExitCode};
 use std::time::Duration;
+
+/// The target that calls `malloc` and its relatives by name, and runs with the library preloaded.
+const PRELOADED: &str = "c_abi";
 
 /// Arguments of `cargo xtask fuzz`.
 #[derive(clap::Args)]
@@ -68,6 +71,18 @@ pub fn run(
             return Ok(report);
         }
     };
+    if names.iter().any(|name| name == PRELOADED) {
+        let mut command = cargo(["build", "--release", "--package", "terrane-malloc"]);
+        let ended = run_logged(command.env("CARGO_TERM_COLOR", "never"), log, Duration::from_secs(900))?;
+        if !ended.success() {
+            report.failures.push(format!(
+                "libterrane.so does not build: {}, see {}",
+                ended.describe(),
+                log.display()
+            ));
+            return Ok(report);
+        }
+    }
     line(format!("{:<16} {:>8} {:>12}  outcome", "target", "seconds", "inputs"));
     for name in names {
         report.targets += 1;
@@ -82,6 +97,9 @@ pub fn run(
         command.arg(format!("-max_total_time={seconds}"));
         command.args(["-timeout=30", "-rss_limit_mb=4096", "-max_len=4096", "-print_final_stats=1"]);
         command.arg(format!("-artifact_prefix={}/", artifacts.display()));
+        if name == PRELOADED {
+            command.env("LD_PRELOAD", library());
+        }
         command.arg(&corpus);
         if regressions.is_dir() {
             command.arg(&regressions);

@@ -15,89 +15,12 @@
 //! A value that cannot be read is reported in one line and ignored, and so is a name that begins with `TERRANE_` and is not in
 //! the table.
 
+use crate::settings::{BadSetting, Setting, read};
 use core::ffi::{CStr, c_char};
-use terrane_core::Decommit;
 use terrane_front::process::{Line, domain};
 
 unsafe extern "C" {
     static environ: *const *const c_char;
-}
-
-/// What a variable asks for.
-#[derive(Clone, Copy, PartialEq, Eq, Debug)]
-pub enum Setting<'a> {
-    /// `TERRANE_PURGE_DELAY_MS`.
-    PurgeDelay(u64),
-    /// `TERRANE_PURGE`.
-    Purge(Decommit),
-    /// `TERRANE_HUGE_CACHE_MIB`, in bytes.
-    HugeCache(usize),
-    /// `TERRANE_LARGE_CACHE_MIB`, in bytes.
-    LargeCache(usize),
-    /// `TERRANE_HUGE_PAGES`.
-    HugePages(bool),
-    /// `TERRANE_NUMA`.
-    Numa(bool),
-    /// `TERRANE_BACKGROUND`.
-    Background(bool),
-    /// `TERRANE_REPORT`.
-    Report(&'a [u8]),
-    /// `TERRANE_REPORT_FORMAT`: whether it is JSON.
-    ReportJson(bool),
-}
-
-/// Why a variable asks for nothing.
-#[derive(Clone, Copy, PartialEq, Eq, Debug)]
-pub enum BadSetting {
-    /// No variable has this name.
-    UnknownName,
-    /// The value is not one of the variable's.
-    BadValue,
-}
-
-fn number(value: &[u8]) -> Option<u64> {
-    core::str::from_utf8(value).ok()?.parse().ok()
-}
-
-fn mebibytes(value: &[u8]) -> Option<usize> {
-    usize::try_from(number(value)?.checked_mul(1 << 20)?).ok()
-}
-
-fn switch(value: &[u8]) -> Option<bool> {
-    match value {
-        b"on" | b"1" => Some(true),
-        b"off" | b"0" => Some(false),
-        _ => None,
-    }
-}
-
-/// Reads one variable whose name begins with `TERRANE_`; `name` is what follows.
-///
-/// # Errors
-/// [`BadSetting`].
-pub fn parse<'a>(name: &[u8], value: &'a [u8]) -> Result<Setting<'a>, BadSetting> {
-    let setting = match name {
-        b"PURGE_DELAY_MS" if value == b"never" => Some(Setting::PurgeDelay(u64::MAX)),
-        b"PURGE_DELAY_MS" => number(value).map(Setting::PurgeDelay),
-        b"PURGE" => match value {
-            b"now" => Some(Setting::Purge(Decommit::Now)),
-            b"lazy" => Some(Setting::Purge(Decommit::Lazy)),
-            _ => None,
-        },
-        b"HUGE_CACHE_MIB" => mebibytes(value).map(Setting::HugeCache),
-        b"LARGE_CACHE_MIB" => mebibytes(value).map(Setting::LargeCache),
-        b"HUGE_PAGES" => switch(value).map(Setting::HugePages),
-        b"BACKGROUND" => switch(value).map(Setting::Background),
-        b"NUMA" => switch(value).map(Setting::Numa),
-        b"REPORT" => (!value.is_empty()).then_some(Setting::Report(value)),
-        b"REPORT_FORMAT" => match value {
-            b"text" => Some(Setting::ReportJson(false)),
-            b"json" => Some(Setting::ReportJson(true)),
-            _ => None,
-        },
-        _ => return Err(BadSetting::UnknownName),
-    };
-    setting.ok_or(BadSetting::BadValue)
 }
 
 fn apply(setting: Setting<'_>) {
@@ -129,17 +52,15 @@ extern "C" fn read_environment() {
         while !next.is_null() && !(*next).is_null() {
             let variable = CStr::from_ptr(*next).to_bytes();
             next = next.add(1);
-            let Some(rest) = variable.strip_prefix(b"TERRANE_") else { continue };
-            let Some(equals) = rest.iter().position(|&byte| byte == b'=') else { continue };
-            let (name, value) = (&rest[..equals], &rest[equals + 1..]);
-            match parse(name, value) {
+            let Some(read) = read(variable) else { continue };
+            match read.setting {
                 Ok(setting) => apply(setting),
                 Err(bad) => {
                     let why = match bad {
                         BadSetting::UnknownName => "unknown variable TERRANE_",
                         BadSetting::BadValue => "bad value ignored: TERRANE_",
                     };
-                    let text = core::str::from_utf8(rest).unwrap_or("(not text)");
+                    let text = core::str::from_utf8(read.text).unwrap_or("(not text)");
                     Line::new().text("terrane: ").text(why).text(text).write(libc::STDERR_FILENO);
                 }
             }

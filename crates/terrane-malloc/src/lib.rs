@@ -4,7 +4,7 @@
 //!   malloc, calloc, realloc, free, …      malloc.rs    the family as programs for glibc expect it
 //!   operator new, operator delete         cplusplus.rs
 //!   terrane_heap_new, …                   heaps.rs     heaps of one's own, behind a lock
-//!   TERRANE_… environment variables       config.rs
+//!   TERRANE_… environment variables       config.rs, settings.rs
 //!   the report at exit, malloc_info       report.rs
 //! ```
 //!
@@ -26,3 +26,4 @@ pub mod cplusplus;
 pub mod heaps;
 pub mod malloc;
 pub mod report;
+pub mod settings;

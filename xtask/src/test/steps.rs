@@ -34,6 +34,7 @@ pub fn all() -> Vec<Check> {
             cargo_check(room, &["run", "--release", "--package", crate::golden::PACKAGE], 900)
         }),
         Check::new("loom", loom),
+        Check::new("fuzz-regressions", fuzz_regressions),
         Check::new("fuzz", fuzz),
     ];
     if has_crate("terrane-pages") {
@@ -72,7 +73,7 @@ pub fn cargo_tests(room: &Room, args: &[&str]) -> Result<Verdict, Error> {
 }
 
 /// The same for a command that runs a `cargo test` in its own way.
-fn tests_of(room: &Room, command: &mut Command) -> Result<Verdict, Error> {
+pub fn tests_of(room: &Room, command: &mut Command) -> Result<Verdict, Error> {
     command.env("CARGO_TERM_COLOR", "never");
     let ended = run_logged(command, &room.log, Duration::from_secs(2400))?;
     let text = room.log_text();
@@ -148,12 +149,30 @@ fn loom(room: &Room) -> Result<Verdict, Error> {
     })
 }
 
+/// The inputs that once failed, replayed by plain functions: no fuzzer, no C++ compiler.
+fn fuzz_regressions(room: &Room) -> Result<Verdict, Error> {
+    if let Err(why) = build_library(room)? {
+        return Ok(Verdict::Failed(why));
+    }
+    let manifest = ["--manifest-path", "fuzz/Cargo.toml", "--no-default-features"];
+    let mut lints = cargo(["clippy", "--all-targets"]);
+    lints.args(manifest).arg("--target-dir").arg(crate::workspace::target().join("fuzz/replay"));
+    lints.args(["--", "-D", "warnings"]).env("CARGO_TERM_COLOR", "never");
+    if let failed @ Verdict::Failed(_) = logged(room, &mut lints, 600)? {
+        return Ok(failed);
+    }
+    let mut command = cargo(["test"]);
+    command.args(manifest).arg("--target-dir").arg(crate::workspace::target().join("fuzz/replay"));
+    command.env("TERRANE_LIBRARY", library());
+    tests_of(room, &mut command)
+}
+
 /// Every fuzz target for a few seconds; kept findings are replayed first.
 fn fuzz(room: &Room) -> Result<Verdict, Error> {
     if let Err(why) = ensure(&[Wanted::Program("c++", "g++")], &room.log) {
         return Ok(Verdict::Skipped(why));
     }
-    let seconds = if room.full { 120 } else { 10 };
+    let seconds = if room.full { 120 } else { 8 };
     let report = crate::fuzz::run(None, seconds, &room.log, &mut |line| room.note(&line))?;
     Ok(match report.failures.first() {
         Some(first) => Verdict::Failed(first.clone()),
