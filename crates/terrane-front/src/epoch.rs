@@ -10,12 +10,11 @@
 //! on collecting garbage. Where a stalled reader must not stop anyone, use [`hazard`](crate::hazard) pointers.
 //! (Fraser, "Practical lock-freedom", 2004.)
 
-use crate::free_sized;
+use crate::reclaim::{Budget, Retired};
 use core::alloc::Layout;
 use core::cell::RefCell;
 use core::fmt;
 use core::ptr::NonNull;
-use core::sync::atomic::{AtomicUsize, Ordering};
 use crossbeam_epoch::{Collector, Guard, LocalHandle};
 use std::sync::Arc;
 
@@ -25,24 +24,6 @@ pub const BUFFER: usize = 64;
 /// Times that the epoch is pushed on before a block is refused: two steps make a block free, one more may be needed for the
 /// blocks of a step that had begun.
 const PUSHES: usize = 4;
-
-/// A block that waits.
-pub(crate) struct Retired {
-    pub(crate) block: NonNull<u8>,
-    pub(crate) layout: Layout,
-}
-
-// SAFETY: a retired block is memory that nobody uses but late readers.
-unsafe impl Send for Retired {}
-
-impl Retired {
-    /// # Safety
-    /// No reader can reach the block any more, and it came from this allocator with this layout.
-    pub(crate) unsafe fn free(self) {
-        // SAFETY: the caller's promise.
-        unsafe { free_sized(self.block.as_ptr(), self.layout.size(), self.layout.align()) };
-    }
-}
 
 /// A block that could not be retired: readers keep as much garbage alive as may be. The block is still the caller's.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
@@ -67,14 +48,13 @@ impl core::error::Error for Backlog {}
 #[derive(Debug)]
 pub struct Epochs {
     collector: Collector,
-    garbage: Arc<AtomicUsize>,
-    limit: usize,
+    budget: Arc<Budget>,
 }
 
 impl Epochs {
     /// A group with at most `limit` bytes of garbage.
     pub fn new(limit: usize) -> Self {
-        Self { collector: Collector::new(), garbage: Arc::new(AtomicUsize::new(0)), limit }
+        Self { collector: Collector::new(), budget: Arc::new(Budget::new(limit)) }
     }
 
     /// A thread's membership.
@@ -84,7 +64,7 @@ impl Epochs {
 
     /// Bytes retired and not freed yet, but for those in buffers.
     pub fn garbage(&self) -> usize {
-        self.garbage.load(Ordering::Relaxed)
+        self.budget.used()
     }
 }
 
@@ -94,12 +74,6 @@ pub struct Participant<'e> {
     group: &'e Epochs,
     local: LocalHandle,
     buffer: RefCell<Vec<Retired>>,
-}
-
-impl fmt::Debug for Retired {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.debug_struct("Retired").field("layout", &self.layout).finish_non_exhaustive()
-    }
 }
 
 impl Participant<'_> {
@@ -119,7 +93,7 @@ impl Participant<'_> {
     pub unsafe fn retire(&self, block: NonNull<u8>, layout: Layout) -> Result<(), Backlog> {
         let mut buffer = self.buffer.borrow_mut();
         if buffer.len() >= BUFFER && !self.hand_over(&mut buffer) {
-            return Err(Backlog { block, garbage: self.group.garbage(), limit: self.group.limit });
+            return Err(Backlog { block, garbage: self.group.garbage(), limit: self.group.budget.limit() });
         }
         buffer.push(Retired { block, layout });
         Ok(())
@@ -136,32 +110,25 @@ impl Participant<'_> {
 
     fn hand_over(&self, buffer: &mut Vec<Retired>) -> bool {
         let bytes: usize = buffer.iter().map(|retired| retired.layout.size()).sum();
-        let (garbage, limit) = (&self.group.garbage, self.group.limit);
-        let reserve = || {
-            garbage
-                .fetch_update(Ordering::Relaxed, Ordering::Relaxed, |now| {
-                    now.checked_add(bytes).filter(|&sum| sum <= limit)
-                })
-                .is_ok()
-        };
-        let mut reserved = reserve();
+        let budget = &self.group.budget;
+        let mut reserved = budget.reserve(bytes);
         for _ in 0..PUSHES {
             if reserved {
                 break;
             }
             self.local.pin().flush();
-            reserved = reserve();
+            reserved = budget.reserve(bytes);
         }
         if reserved {
             let blocks = core::mem::replace(buffer, Vec::with_capacity(BUFFER));
-            let garbage = self.group.garbage.clone();
+            let budget = budget.clone();
             let guard = self.local.pin();
             // SAFETY: `retire`'s callers promise that nobody who pins from now on reaches the blocks; the engine calls this when
             // all who had pinned are gone. What is moved in owns its memory, and may be used on any thread.
             unsafe {
                 guard.defer_unchecked(move || {
                     blocks.into_iter().for_each(|retired| retired.free());
-                    garbage.fetch_sub(bytes, Ordering::Relaxed);
+                    budget.give_back(bytes);
                 });
             }
         }

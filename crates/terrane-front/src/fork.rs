@@ -7,7 +7,7 @@
 //! In the child the heaps of the vanished threads would strand their slabs. Those that were not in the middle of a slow path
 //! (`busy`) are abandoned on their behalf, and their records freed.
 
-use crate::records;
+use crate::process::RECORDS;
 use crate::thread;
 use core::ptr;
 use core::sync::atomic::{AtomicBool, Ordering};
@@ -25,7 +25,7 @@ pub(crate) fn install() {
 
 extern "C" fn in_child() {
     let mine = thread::current_record().map_or(ptr::null(), ptr::from_ref);
-    for record in records::all() {
+    for record in RECORDS.all() {
         let vanished = !ptr::eq(record, mine) && record.is_used();
         if vanished && record.busy.load(Ordering::Relaxed) == 0 {
             // SAFETY: the thread that used the record does not exist in this process, and left the heap whole. Its lists

@@ -13,11 +13,12 @@
 //! there are slots, passes a fence, reads all slots, and frees the blocks that are in none: at least half of them.
 //! (Michael, "Hazard pointers", 2004.)
 
-use crate::epoch::Retired;
+use crate::fault::{Fault, order, planted};
+use crate::reclaim::Retired;
 use core::alloc::Layout;
 use core::ptr::{self, NonNull};
-use core::sync::atomic::{AtomicBool, AtomicPtr, Ordering, fence};
 use std::sync::{Mutex, PoisonError};
+use terrane_core::sync::atomic::{AtomicBool, AtomicPtr, Ordering, fence};
 
 #[derive(Debug)]
 #[repr(align(128))]
@@ -82,9 +83,11 @@ impl Member<'_> {
             // Release: reads of the block before in this slot are done when others see this.
             self.slot.address.store(found.cast(), Ordering::Release);
             // The slot is seen by all who retire after this, or the second look sees that the block was taken out.
-            fence(Ordering::SeqCst);
+            if !planted(Fault::ProtectUnfenced) {
+                fence(Ordering::SeqCst);
+            }
             let again = source.load(Ordering::Acquire);
-            if again == found {
+            if again == found || planted(Fault::ProtectUnchecked) {
                 return found;
             }
             found = again;
@@ -93,7 +96,8 @@ impl Member<'_> {
 
     /// Lets go of what was protected.
     pub fn clear(&mut self) {
-        self.slot.address.store(ptr::null_mut(), Ordering::Release);
+        // Release: reads of the block are done when others see this.
+        self.slot.address.store(ptr::null_mut(), order(Fault::ClearRelaxed, Ordering::Release));
     }
 
     /// Frees `block` when no reader can look at it any more.
@@ -117,7 +121,9 @@ impl Member<'_> {
         if let Ok(mut left) = self.group.left.try_lock() {
             self.retired.append(&mut left);
         }
-        fence(Ordering::SeqCst);
+        if !planted(Fault::ScanUnfenced) {
+            fence(Ordering::SeqCst);
+        }
         let mut held: Vec<*mut u8> =
             self.group.slots.iter().map(|slot| slot.address.load(Ordering::Acquire)).collect();
         held.sort_unstable();

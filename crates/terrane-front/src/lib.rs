@@ -34,22 +34,44 @@
 //!
 //! The front end is built for Unix systems with POSIX threads.
 
+// The model checker gets the protocols. Thread-locals, the process's domain and the calls over them are no part of one.
+#[cfg(not(loom))]
 mod background;
+#[cfg(not(loom))]
 pub mod calls;
-#[cfg(feature = "reclaim")]
+#[cfg(all(feature = "reclaim", not(loom)))]
 pub mod epoch;
+#[cfg(not(loom))]
+mod fault;
+#[cfg(loom)]
+pub mod fault;
+#[cfg(not(loom))]
 mod fork;
-#[cfg(feature = "reclaim")]
+#[cfg(any(feature = "reclaim", loom))]
 pub mod hazard;
+#[cfg(not(loom))]
 pub mod process;
+#[cfg(all(feature = "reclaim", not(loom)))]
+mod reclaim;
+#[cfg(loom)]
+pub mod reclaim;
+#[cfg(not(loom))]
 mod records;
+#[cfg(loom)]
+pub mod records;
 pub mod sizing;
+#[cfg(not(loom))]
 mod snapshot;
+#[cfg(not(loom))]
 mod thread;
+#[cfg(not(loom))]
 mod tls;
 
+#[cfg(not(loom))]
 pub use background::start_background_purge;
+#[cfg(not(loom))]
 pub use calls::{
     alloc, alloc_zeroed, collect, free, free_sized, look_up, purge, realloc, realloc_sized, tick, usable_size,
 };
+#[cfg(not(loom))]
 pub use snapshot::{ClassSnapshot, Snapshot, snapshot};

@@ -1,7 +1,9 @@
 //! The one domain that all threads of the process share: its memory, its clock, what happens on misuse.
 
+use crate::records::{Record, Records};
 use core::ffi::c_int;
 use terrane_pages::Mmap;
+use terrane_slab::stats::HeapCounters;
 use terrane_slab::{Domain, Misuse, Policy, Shared};
 
 /// The domain of the process's threads.
@@ -9,6 +11,25 @@ pub type ProcessDomain = Domain<Mmap, Shared>;
 
 /// The heap of one thread.
 pub type ThreadHeap = terrane_slab::Heap<Mmap, Shared>;
+
+/// The record of one thread's heap.
+pub(crate) type ThreadRecord = Record<ThreadHeap, HeapCounters>;
+
+/// The records of all threads that ever had a heap.
+pub(crate) static RECORDS: Records<ThreadHeap, HeapCounters> = Records::new();
+
+/// A record for the calling thread; `None` when memory or names are out.
+pub(crate) fn acquire_record() -> Option<&'static ThreadRecord> {
+    RECORDS.acquire(|| {
+        let name = domain().name_heap()?;
+        let memory = domain().take_record(size_of::<ThreadRecord>()).ok()?;
+        // SAFETY: the memory is ours, for good, large enough and aligned to a slice. A heap is where its counters are looked for.
+        Some(unsafe {
+            let heap = ThreadHeap::new(domain(), name, 0);
+            Record::emplace(memory.as_ptr().cast(), heap, |heap| ThreadHeap::counters_of(heap))
+        })
+    })
+}
 
 static DOMAIN: ProcessDomain = Domain::new(
     Mmap::new(),

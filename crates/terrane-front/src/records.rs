@@ -7,49 +7,80 @@
 //! |---|---|
 //! | 0 | free: its heap owns no slab and holds no block |
 //! | 1 | a thread uses it |
+//!
+//! The argument is in the book, chapter "Heap records, thread exit, fork".
 
-use crate::process::{ThreadHeap, domain};
-use core::cell::UnsafeCell;
+use crate::fault::{Fault, order, planted};
 use core::ptr;
-use core::sync::atomic::{AtomicPtr, AtomicU32, Ordering};
+use terrane_core::sync::atomic::{AtomicPtr, AtomicU32, Ordering};
+use terrane_core::sync::cell::UnsafeCell;
 use terrane_slab::Lists;
 
-/// The heap of a thread, outside thread-local storage so that it outlives the thread.
+/// The heap of a thread, `H`, outside thread-local storage so that it outlives the thread, and what it counts, `C`.
 #[derive(Debug)]
 #[repr(C)]
-pub struct Record {
+pub struct Record<H, C> {
     /// The thread's lists, when they are not in thread-local storage themselves.
     pub(crate) lists: Lists,
-    heap: UnsafeCell<ThreadHeap>,
+    heap: UnsafeCell<H>,
+    /// Lies in the heap, and is read by others while the heap is used.
+    counters: *const C,
     used: AtomicU32,
     /// Whether the heap is in the middle of a slow path: what a child process must not touch after a fork.
     pub(crate) busy: AtomicU32,
-    next: AtomicPtr<Record>,
+    next: AtomicPtr<Record<H, C>>,
 }
 
 // SAFETY: `lists` and `heap` are used by one thread at a time, the one that took the record; the rest is atomic.
-unsafe impl Sync for Record {}
+unsafe impl<H: Send, C: Sync> Sync for Record<H, C> {}
 
-static RECORDS: AtomicPtr<Record> = AtomicPtr::new(ptr::null_mut());
+impl<H, C> Record<H, C> {
+    /// Makes a record at `place`, used by the calling thread, of a heap whose counters `counters_of` finds.
+    ///
+    /// # Safety
+    /// The place is large enough, aligned, the caller's for good, and the record is not moved.
+    #[inline(always)]
+    pub unsafe fn emplace(
+        place: *mut Self,
+        heap: H,
+        counters_of: impl FnOnce(*const H) -> *const C,
+    ) -> &'static Self
+    where
+        H: 'static,
+        C: 'static,
+    {
+        // SAFETY: the place is the caller's.
+        unsafe {
+            place.write(Self {
+                lists: Lists::new(),
+                heap: UnsafeCell::new(heap),
+                counters: ptr::null(),
+                used: AtomicU32::new(1),
+                busy: AtomicU32::new(0),
+                next: AtomicPtr::new(ptr::null_mut()),
+            });
+            (*place).counters = (*place).heap.with_mut(|heap| counters_of(heap));
+            &*place
+        }
+    }
 
-impl Record {
     /// Calls `f` with the heap.
     ///
     /// # Safety
     /// The calling thread uses the record, and `f` does not come back to it.
     #[inline]
-    pub(crate) unsafe fn heap<R>(&self, f: impl FnOnce(&mut ThreadHeap) -> R) -> R {
+    pub unsafe fn heap<R>(&self, f: impl FnOnce(&mut H) -> R) -> R {
         self.busy.store(1, Ordering::Relaxed);
         // SAFETY: the caller's promise.
-        let result = f(unsafe { &mut *self.heap.get() });
+        let result = self.heap.with_mut(|heap| f(unsafe { &mut *heap }));
         self.busy.store(0, Ordering::Relaxed);
         result
     }
 
     /// The counters of the heap, which any thread may read.
-    pub fn counters(&self) -> &terrane_slab::stats::HeapCounters {
+    pub fn counters(&self) -> &C {
         // SAFETY: counters are atomics, and records are never freed.
-        unsafe { (*self.heap.get()).counters() }
+        unsafe { &*self.counters }
     }
 
     /// Whether a thread uses the record.
@@ -58,54 +89,75 @@ impl Record {
     }
 
     /// Gives the record back after its heap was abandoned.
-    pub(crate) fn release(&self) {
+    pub fn release(&self) {
         // Release: the next user sees the heap as we leave it.
-        self.used.store(0, Ordering::Release);
+        self.used.store(0, order(Fault::RecordRelaxed, Ordering::Release));
     }
-}
 
-/// All records that were ever made.
-pub fn all() -> impl Iterator<Item = &'static Record> {
-    let mut next = RECORDS.load(Ordering::Acquire);
-    core::iter::from_fn(move || {
-        // SAFETY: records are never freed.
-        let record = unsafe { next.as_ref() }?;
-        next = record.next.load(Ordering::Acquire);
-        Some(record)
-    })
-}
-
-/// A record for the calling thread: one of a thread that is gone, or a new one; `None` when memory or names are out.
-pub(crate) fn acquire() -> Option<&'static Record> {
-    let free = |record: &&Record| {
-        record.used.load(Ordering::Relaxed) == 0
-            && record.used.compare_exchange(0, 1, Ordering::Acquire, Ordering::Relaxed).is_ok()
-    };
-    if let Some(record) = all().find(free) {
-        return Some(record);
-    }
-    let name = domain().name_heap()?;
-    let memory = domain().take_record(size_of::<Record>()).ok()?;
-    let record: *mut Record = memory.as_ptr().cast();
-    // SAFETY: the memory is ours, for good, large enough and aligned to a slice.
-    let record = unsafe {
-        record.write(Record {
-            lists: Lists::new(),
-            heap: UnsafeCell::new(ThreadHeap::new(domain(), name, 0)),
-            used: AtomicU32::new(1),
-            busy: AtomicU32::new(0),
-            next: AtomicPtr::new(ptr::null_mut()),
-        });
-        &*record
-    };
-    let mut first = RECORDS.load(Ordering::Relaxed);
-    loop {
-        record.next.store(first, Ordering::Relaxed);
-        let pointer = ptr::from_ref(record).cast_mut();
-        // Release: whoever finds the record sees it whole.
-        match RECORDS.compare_exchange_weak(first, pointer, Ordering::Release, Ordering::Relaxed) {
-            Ok(_) => return Some(record),
-            Err(now) => first = now,
+    fn take(&self) -> bool {
+        if self.used.load(Ordering::Relaxed) != 0 {
+            return false;
         }
+        if planted(Fault::RecordUnexchanged) {
+            self.used.store(1, Ordering::Relaxed);
+            return true;
+        }
+        // Acquire: the heap as the last user left it.
+        self.used.compare_exchange(0, 1, Ordering::Acquire, Ordering::Relaxed).is_ok()
+    }
+}
+
+/// A list of records that only grows.
+#[derive(Debug)]
+pub struct Records<H: 'static, C: 'static> {
+    first: AtomicPtr<Record<H, C>>,
+}
+
+impl<H, C> Records<H, C> {
+    terrane_core::const_unless_loom! {
+        /// No records.
+        pub fn new() -> Self {
+            Self { first: AtomicPtr::new(ptr::null_mut()) }
+        }
+    }
+
+    /// All records that were ever made.
+    pub fn all(&self) -> impl Iterator<Item = &'static Record<H, C>> {
+        let mut next = self.first.load(Ordering::Acquire);
+        core::iter::from_fn(move || {
+            // SAFETY: records are never freed.
+            let record = unsafe { next.as_ref() }?;
+            // Relaxed: written before the record was listed.
+            next = record.next.load(Ordering::Relaxed);
+            Some(record)
+        })
+    }
+
+    /// A record for the calling thread: one of a thread that is gone, or one that `make` makes; `None` if it makes none.
+    pub fn acquire(
+        &self,
+        make: impl FnOnce() -> Option<&'static Record<H, C>>,
+    ) -> Option<&'static Record<H, C>> {
+        if let Some(record) = self.all().find(|record| record.take()) {
+            return Some(record);
+        }
+        let record = make()?;
+        let mut first = self.first.load(Ordering::Relaxed);
+        loop {
+            record.next.store(first, Ordering::Relaxed);
+            let pointer = ptr::from_ref(record).cast_mut();
+            // Release: whoever finds the record sees it whole.
+            let release = order(Fault::ListRelaxed, Ordering::Release);
+            match self.first.compare_exchange_weak(first, pointer, release, Ordering::Relaxed) {
+                Ok(_) => return Some(record),
+                Err(now) => first = now,
+            }
+        }
+    }
+}
+
+impl<H, C> Default for Records<H, C> {
+    fn default() -> Self {
+        Self::new()
     }
 }

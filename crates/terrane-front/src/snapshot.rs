@@ -3,12 +3,15 @@
 //! The hit path counts nothing. Blocks are counted when they move between slabs and threads' lists, in batches; so `out` of a
 //! class is exact as a sum over heaps, and contains the blocks that wait in lists. For the calling thread those are counted
 //! apart.
+//!
+//! Invariant: a snapshot shows no more frees than allocations, and no more blocks returned than taken, whatever other threads
+//! do meanwhile: see [`terrane_slab::stats`].
 
-use crate::process::domain;
-use crate::records;
+use crate::process::{RECORDS, ThreadRecord, domain};
 use crate::thread::current_record;
 use crate::tls::with_lists;
 use terrane_slab::size_class::{self, CLASSES};
+use terrane_slab::stats::add_up;
 
 /// Counters of one size class.
 #[derive(Clone, Copy, PartialEq, Eq, Debug, Default)]
@@ -108,7 +111,7 @@ impl Snapshot {
     /// Bytes that the program holds, up to what waits in the lists of other threads.
     pub fn live_bytes(&self) -> u64 {
         let waiting: u64 = self.classes.iter().map(|class| class.in_own_list * class.block_bytes).sum();
-        (self.small_out_bytes() - waiting) + self.large_live_bytes + self.huge_live_bytes
+        self.small_out_bytes().saturating_sub(waiting) + self.large_live_bytes + self.huge_live_bytes
     }
 
     /// Allocations so far.
@@ -122,6 +125,8 @@ impl Snapshot {
 /// Takes a snapshot. Linear in the number of heaps and classes; allocates nothing.
 pub fn snapshot() -> Snapshot {
     let domain = &domain().counters;
+    // What ended before what began.
+    let huge_freed = domain.huge_freed.get();
     let mut s = Snapshot {
         classes: [ClassSnapshot::default(); CLASSES],
         heaps: 0,
@@ -138,7 +143,7 @@ pub fn snapshot() -> Snapshot {
         large_cached: 0,
         large_live_bytes: 0,
         huge_allocated: domain.huge_allocated.get(),
-        huge_freed: domain.huge_freed.get(),
+        huge_freed,
         huge_live_bytes: domain.huge_live.get(),
         reserved_bytes: domain.reserved.get(),
         committed_bytes: domain.slices_in_use.get() + domain.huge_committed.get(),
@@ -150,17 +155,25 @@ pub fn snapshot() -> Snapshot {
         grown_in_place: domain.grown_in_place.get(),
         remapped: domain.remapped.get(),
     };
-    let (mut large_allocated_bytes, mut large_freed_bytes) = (0_u64, 0_u64);
-    for record in records::all() {
+    let (mut large_allocated_bytes, mut large_freed_bytes, mut large_freed) = (0_u64, 0_u64, 0_u64);
+    let (mut returned, mut slabs_retired) = ([0_u64; CLASSES], [0_u64; CLASSES]);
+    let ended = |record: &ThreadRecord| {
+        let counters = record.counters();
+        for (at, class) in counters.classes.iter().enumerate() {
+            returned[at] += class.returned.get();
+            slabs_retired[at] += class.slabs_retired.get();
+        }
+        large_freed += counters.large_freed.get();
+        large_freed_bytes += counters.large_bytes_freed.get();
+    };
+    let begun = |record: &ThreadRecord| {
         let counters = record.counters();
         s.heaps += 1;
         s.heaps_used += record.is_used() as u64;
         for (sum, class) in s.classes.iter_mut().zip(&counters.classes) {
             sum.taken += class.taken.get();
-            sum.returned += class.returned.get();
             sum.listed += class.listed.get();
             sum.slabs_made += class.slabs_made.get();
-            sum.slabs_retired += class.slabs_retired.get();
         }
         s.refills += counters.refills.get();
         s.flushes += counters.flushes.get();
@@ -170,11 +183,14 @@ pub fn snapshot() -> Snapshot {
         s.claims += counters.claims.get();
         s.parks += counters.parks.get();
         s.large_allocated += counters.large_allocated.get();
-        s.large_freed += counters.large_freed.get();
         s.large_cached += counters.large_cached.get();
         large_allocated_bytes += counters.large_bytes_allocated.get();
-        large_freed_bytes += counters.large_bytes_freed.get();
+    };
+    add_up(|| RECORDS.all(), ended, begun);
+    for (at, sum) in s.classes.iter_mut().enumerate() {
+        (sum.returned, sum.slabs_retired) = (returned[at], slabs_retired[at]);
     }
+    s.large_freed = large_freed;
     s.large_live_bytes = large_allocated_bytes.saturating_sub(large_freed_bytes);
     let record = current_record();
     let granted = |class: usize| record.map_or(0, |record| record.counters().classes[class].granted.get());

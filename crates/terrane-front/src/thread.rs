@@ -8,8 +8,7 @@
 //! is *late*: each such call takes a record, serves the request and abandons again, so that nothing stays behind however
 //! many calls there are.
 
-use crate::process::ThreadHeap;
-use crate::records::{self, Record};
+use crate::process::{ThreadHeap, ThreadRecord as Record, acquire_record};
 use crate::tls::{self, Phase};
 use core::ffi::c_void;
 use core::ptr;
@@ -41,7 +40,7 @@ fn with_new_heap<R>(f: impl FnOnce(&mut ThreadHeap, &Lists) -> R) -> Option<R> {
     if tls::with_state(|_, state| state.phase.get() == Phase::Late) {
         return with_passing_heap(f);
     }
-    let record = records::acquire()?;
+    let record = acquire_record()?;
     tls::set_record(Some(record), Phase::Live);
     let node = crate::process::current_node();
     // SAFETY: the record was just acquired for this thread.
@@ -59,7 +58,7 @@ fn with_new_heap<R>(f: impl FnOnce(&mut ThreadHeap, &Lists) -> R) -> Option<R> {
 
 /// Serves one request of a thread whose heap is given up already.
 fn with_passing_heap<R>(f: impl FnOnce(&mut ThreadHeap, &Lists) -> R) -> Option<R> {
-    let record = records::acquire()?;
+    let record = acquire_record()?;
     let lists = Lists::new();
     // SAFETY: the record was just acquired for this thread; the lists are this call's own.
     let result = unsafe {

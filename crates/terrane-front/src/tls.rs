@@ -8,7 +8,7 @@
 //! `initial-exec` the thread-local is one pointer of static storage, read by two instructions, that leads to the lists in the
 //! thread's heap record, and at first to [`NONE`], whose lists miss.
 
-use crate::records::Record;
+use crate::process::ThreadRecord as Record;
 use core::cell::Cell;
 use core::ptr;
 use terrane_slab::Lists;

@@ -37,6 +37,10 @@ pub enum Fault {
     PurgeUnclaimed,
     /// A purge pass notes that nothing is due, and looks for slices, without a fence in between.
     DueUnfenced,
+    /// Counting does not release.
+    CountRelaxed,
+    /// What began is added up before what ended.
+    BegunFirst,
     /// Who brings the last block of a parked slab leaves it there.
     EmptiedIgnored,
 }

@@ -30,6 +30,7 @@ use crate::sharing::Sharing;
 use crate::size_class::{self, CLASSES};
 use crate::slab::{Block, Chain, HeapId, Misuse, Pushed, Slab};
 use crate::stats::HeapCounters;
+use core::marker::PhantomPinned;
 use core::ptr::{self, NonNull};
 use terrane_core::{Event, Observer, PageSource};
 
@@ -60,6 +61,8 @@ pub struct Heap<S, K, O = ()> {
     batches: Batches,
     large: LargeCache,
     counters: HeapCounters,
+    /// Others read the counters while the thread has the heap to itself, so a `&mut` to it must promise the compiler nothing.
+    _watched: PhantomPinned,
 }
 
 /// A chain for a thread's list, and whether its first block reads as zero beyond its link.
@@ -87,6 +90,7 @@ impl<S: PageSource, K: Sharing, O: Observer> Heap<S, K, O> {
             batches: Batches::new(),
             large: LargeCache::new(),
             counters: HeapCounters::new(),
+            _watched: PhantomPinned,
         }
     }
 
@@ -121,6 +125,15 @@ impl<S: PageSource, K: Sharing, O: Observer> Heap<S, K, O> {
     /// What the heap counted.
     pub const fn counters(&self) -> &HeapCounters {
         &self.counters
+    }
+
+    /// Where the counters of the heap at `heap` are, for threads that read them while another uses the heap.
+    ///
+    /// # Safety
+    /// A heap is there.
+    pub const unsafe fn counters_of(heap: *const Self) -> *const HeapCounters {
+        // SAFETY: the caller's promise. No reference to the rest of the heap is made.
+        unsafe { &raw const (*heap).counters }
     }
 
     /// The domain that the heap is over.

@@ -1,27 +1,91 @@
 //! Counters: one writer each, merged when somebody asks.
 //!
-//! Invariant: a counter of a heap is written by that heap's thread only, by a plain load and store, so counting costs no
+//! Invariant: a counter of a heap is written by that heap's thread only, by a load and a store, so counting costs no
 //! atomic read-modify-write; a reader adds the heaps up. The counters of the domain count rare things and are shared.
+//!
+//! Counting releases and reading acquires. So a reader that first adds up what ended (frees) and then what began (allocations)
+//! never sees more ended than begun: [`add_up`]. The argument is in the book, chapter "Statistics".
 
+use crate::fault::{Fault, order, planted};
 use crate::sharing::Sharing;
 use crate::size_class::CLASSES;
 use core::sync::atomic::{AtomicU64, Ordering};
 
+/// The word of a counter: the machine's own, or, in models of counting itself, one that loom watches.
+pub trait Word {
+    /// The value.
+    fn load(&self, order: Ordering) -> u64;
+    /// Replaces the value.
+    fn store(&self, value: u64, order: Ordering);
+}
+
+impl Word for AtomicU64 {
+    #[inline(always)]
+    fn load(&self, order: Ordering) -> u64 {
+        self.load(order)
+    }
+    #[inline(always)]
+    fn store(&self, value: u64, order: Ordering) {
+        self.store(value, order);
+    }
+}
+
+#[cfg(loom)]
+impl Word for terrane_core::sync::atomic::AtomicU64 {
+    fn load(&self, order: Ordering) -> u64 {
+        self.load(order)
+    }
+    fn store(&self, value: u64, order: Ordering) {
+        self.store(value, order);
+    }
+}
+
+/// Adds up what `records` counted, in the order that keeps sums consistent while others count: `ended` is called with every
+/// record to read what ended, then `begun` to read what began.
+pub fn add_up<R: Iterator>(
+    records: impl Fn() -> R,
+    mut ended: impl FnMut(R::Item),
+    mut begun: impl FnMut(R::Item),
+) {
+    if planted(Fault::BegunFirst) {
+        records().for_each(&mut begun);
+        records().for_each(&mut ended);
+        return;
+    }
+    records().for_each(&mut ended);
+    records().for_each(&mut begun);
+}
+
 /// A counter with one writer.
 #[derive(Debug, Default)]
 #[repr(transparent)]
-pub struct Counter(AtomicU64);
+pub struct Counter<W = AtomicU64>(W);
 
-impl Counter {
-    /// Zero.
-    pub const fn new() -> Self {
-        Self(AtomicU64::new(0))
+impl<W: Word> Counter<W> {
+    /// A counter that begins with the value of `word`.
+    pub const fn of(word: W) -> Self {
+        Self(word)
     }
 
     /// Adds `n`. Only the one writer calls this.
     #[inline]
     pub fn add(&self, n: u64) {
-        self.0.store(self.0.load(Ordering::Relaxed).wrapping_add(n), Ordering::Relaxed);
+        // Release: who reads this count sees all that was counted before.
+        let release = order(Fault::CountRelaxed, Ordering::Release);
+        self.0.store(self.0.load(Ordering::Relaxed).wrapping_add(n), release);
+    }
+
+    /// The value.
+    #[inline]
+    pub fn get(&self) -> u64 {
+        self.0.load(Ordering::Acquire)
+    }
+}
+
+impl Counter {
+    /// Zero.
+    pub const fn new() -> Self {
+        Self(AtomicU64::new(0))
     }
 
     /// Makes the counter `n`. Only the one writer calls this.
@@ -34,7 +98,7 @@ impl Counter {
     #[inline]
     pub fn add_shared<K: Sharing>(&self, n: u64) {
         if K::SHARED {
-            self.0.fetch_add(n, Ordering::Relaxed);
+            self.0.fetch_add(n, Ordering::Release);
         } else {
             self.add(n);
         }
@@ -56,12 +120,6 @@ impl Counter {
         } else {
             self.0.store(n, Ordering::Relaxed);
         }
-    }
-
-    /// The value.
-    #[inline]
-    pub fn get(&self) -> u64 {
-        self.0.load(Ordering::Relaxed)
     }
 }
 
