@@ -65,6 +65,7 @@
 pub mod error;
 pub mod observer;
 pub mod placement;
+pub mod policies;
 pub mod sizing;
 pub mod source;
 pub mod sync;

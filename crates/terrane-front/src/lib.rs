@@ -59,7 +59,6 @@ pub mod reclaim;
 mod records;
 #[cfg(loom)]
 pub mod records;
-pub mod sizing;
 #[cfg(not(loom))]
 mod snapshot;
 #[cfg(not(loom))]
@@ -75,3 +74,5 @@ pub use calls::{
 };
 #[cfg(not(loom))]
 pub use snapshot::{ClassSnapshot, Snapshot, snapshot};
+/// Policies for the depth of caches: those of the allocator's own threads and of pools.
+pub use terrane_core::policies as sizing;

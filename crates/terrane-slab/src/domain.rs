@@ -13,6 +13,7 @@
 
 use crate::arena::{Arena, Growth, MAX_ARENA_SEGMENTS, MAX_ARENAS};
 use crate::bitmap;
+use crate::depths::ListSizing;
 use crate::fault::{Fault, planted};
 use crate::huge::HugeCache;
 use crate::purge::{self, PurgePolicy};
@@ -25,7 +26,7 @@ use crate::slab::Misuse;
 use crate::stats::DomainCounters;
 use core::marker::PhantomData;
 use core::ptr::{self, NonNull};
-use core::sync::atomic::{AtomicBool, AtomicU32, AtomicUsize, Ordering::Relaxed};
+use core::sync::atomic::{AtomicBool, AtomicU8, AtomicU32, AtomicUsize, Ordering::Relaxed};
 use terrane_core::sync::atomic::{AtomicU64, Ordering};
 use terrane_core::{Decommit, Event, Observer, PageSource, SourceError};
 
@@ -42,6 +43,8 @@ pub struct Policy {
     pub growth: Growth,
     /// Giving memory back.
     pub purge: PurgePolicy,
+    /// How deep the lists of threads are.
+    pub lists: ListSizing,
     /// Whether blocks that grow large are backed by transparent huge pages.
     pub huge_pages: bool,
     /// NUMA nodes whose memory is kept apart; 0 and 1 both mean that all memory is alike.
@@ -65,6 +68,7 @@ impl Policy {
     pub const DEFAULT: Self = Self {
         growth: Growth::DEFAULT,
         purge: PurgePolicy::DEFAULT,
+        lists: ListSizing::LowWater,
         huge_pages: true,
         nodes: 1,
         clock: no_clock,
@@ -86,6 +90,7 @@ struct Settings {
     huge_cache_bytes: AtomicUsize,
     large_cache_bytes: AtomicUsize,
     huge_pages: AtomicBool,
+    lists: AtomicU8,
     nodes: AtomicU32,
 }
 
@@ -97,6 +102,7 @@ impl Settings {
             huge_cache_bytes: AtomicUsize::new(policy.purge.huge_cache_bytes),
             large_cache_bytes: AtomicUsize::new(policy.purge.large_cache_bytes),
             huge_pages: AtomicBool::new(policy.huge_pages),
+            lists: AtomicU8::new(policy.lists.to_bits()),
             nodes: AtomicU32::new(policy.nodes),
         }
     }
@@ -193,6 +199,7 @@ impl<S, K, O> Domain<S, K, O> {
     pub fn policy(&self) -> Policy {
         Policy {
             purge: self.purge_policy(),
+            lists: self.list_sizing(),
             huge_pages: self.huge_pages(),
             nodes: self.nodes(),
             ..self.policy
@@ -205,6 +212,15 @@ impl<S, K, O> Domain<S, K, O> {
         self.settings.lazy.store(purge.how == Decommit::Lazy, Relaxed);
         self.settings.huge_cache_bytes.store(purge.huge_cache_bytes, Relaxed);
         self.settings.large_cache_bytes.store(purge.large_cache_bytes, Relaxed);
+    }
+
+    /// Chooses what sets the depth of threads' lists, from now on. Lists that a policy has made deeper or less deep stay so.
+    pub fn set_list_sizing(&self, sizing: ListSizing) {
+        self.settings.lists.store(sizing.to_bits(), Relaxed);
+    }
+
+    pub(crate) fn list_sizing(&self) -> ListSizing {
+        ListSizing::from_bits(self.settings.lists.load(Relaxed))
     }
 
     /// Switches huge pages behind blocks that grow large on or off, from now on.

@@ -18,6 +18,7 @@ mod long_blocks;
 mod remote;
 mod small;
 
+use crate::depths::{Depths, MOST_BLOCKS};
 use crate::domain::Domain;
 use crate::huge::MAX_HUGE;
 use crate::large::{self, LargeCache};
@@ -40,6 +41,9 @@ pub const KEEP: u32 = 4;
 /// Slow-path calls between looks at the clock.
 const CALLS_PER_LOOK: u32 = 64;
 
+/// Looks at the clock between decisions about the lists that are busy.
+const LOOKS_PER_DECISION: u32 = 4;
+
 /// Bytes of virgin memory that a refill carves at once.
 const CARVE_BYTES: u32 = 4096;
 
@@ -56,6 +60,8 @@ pub struct Heap<S, K, O = ()> {
     segment: *const Segment,
     queues: [Queue; CLASSES],
     rooms_at_tick: [i32; CLASSES],
+    depths: Depths,
+    looks: u32,
     /// Blocks that the list of a class was too long for, to serve next when it is empty.
     aside: [*mut Block; CLASSES],
     batches: Batches,
@@ -86,6 +92,8 @@ impl<S: PageSource, K: Sharing, O: Observer> Heap<S, K, O> {
             segment: ptr::null(),
             queues: [const { Queue::new() }; CLASSES],
             rooms_at_tick: [0; CLASSES],
+            depths: Depths::new(),
+            looks: 0,
             aside: [ptr::null_mut(); CLASSES],
             batches: Batches::new(),
             large: LargeCache::new(),
@@ -99,7 +107,7 @@ impl<S: PageSource, K: Sharing, O: Observer> Heap<S, K, O> {
         self.node = node;
         self.shard = self.shard_of(node, self.name);
         for class in 0..CLASSES {
-            let room = lists::room_when_short(class);
+            let room = lists::room_when_short(self.depths.depth(class));
             self.counters.classes[class].granted.set(room as u64);
             lists.set_room(class, room as i32);
         }
@@ -120,6 +128,16 @@ impl<S: PageSource, K: Sharing, O: Observer> Heap<S, K, O> {
             block = unsafe { Block::next(block) };
         }
         count
+    }
+
+    /// Blocks that the list of `class`, and what is set aside for it, should hold at most, together.
+    pub const fn depth(&self, class: usize) -> u32 {
+        self.depths.depth(class)
+    }
+
+    /// Bytes that the lists of all classes in use should hold at most, together.
+    pub const fn depth_bytes(&self) -> u64 {
+        self.depths.bytes()
     }
 
     /// What the heap counted.

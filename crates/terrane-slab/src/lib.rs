@@ -41,6 +41,7 @@ extern crate std;
 
 pub mod arena;
 pub mod bitmap;
+pub mod depths;
 pub mod domain;
 #[cfg(not(loom))]
 mod fault;
@@ -65,6 +66,7 @@ pub mod stats;
 mod zeroed;
 
 pub use arena::Growth;
+pub use depths::ListSizing;
 pub use domain::{Domain, Policy};
 pub use heap::Heap;
 pub use lists::Lists;

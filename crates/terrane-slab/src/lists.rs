@@ -17,7 +17,8 @@ use core::ptr;
 /// Bytes of free blocks that a list and what is set aside for it should hold at most, together.
 const LIST_BYTES: usize = 32 * 1024;
 
-/// Blocks of `class` that a list and what is set aside for it should hold at most, together.
+/// Blocks of `class` that a list and what is set aside for it should hold at most, together, until a policy says otherwise
+/// ([`depths`](crate::depths)).
 #[inline]
 pub const fn bound(class: usize) -> u32 {
     let blocks = LIST_BYTES / size_class::TABLE[class].block_bytes as usize;
@@ -30,10 +31,10 @@ pub const fn bound(class: usize) -> u32 {
     }
 }
 
-/// Blocks that a heap looks at or returns in one go when a list of `class` is to be cut back.
+/// Blocks that a heap looks at or returns in one go when a list that holds up to `depth` is to be cut back.
 #[inline]
-pub(crate) const fn part(class: usize) -> u32 {
-    let quarter = bound(class) / 4;
+pub(crate) const fn part(depth: u32) -> u32 {
+    let quarter = depth / 4;
     if quarter > 32 {
         32
     } else if quarter < 2 {
@@ -43,10 +44,11 @@ pub(crate) const fn part(class: usize) -> u32 {
     }
 }
 
-/// Frees that a list of `class` takes before it is looked at again, when at most a [`part`] was in it at the last look.
+/// Frees that a list that holds up to `depth` takes before it is looked at again, when at most a [`part`] was in it at the last
+/// look.
 #[inline]
-pub(crate) const fn room_when_short(class: usize) -> u32 {
-    bound(class) - part(class)
+pub(crate) const fn room_when_short(depth: u32) -> u32 {
+    depth - part(depth)
 }
 
 /// The name that no heap has.

@@ -213,6 +213,22 @@ impl<S: PageSource, O: Observer> PrivateHeap<S, O> {
         self.state().lists.len(class) + self.heap().aside(class)
     }
 
+    /// Free blocks of `class` that should wait in the heap's lists at most, at present.
+    pub fn depth(&self, class: usize) -> u32 {
+        self.heap().depth(class)
+    }
+
+    /// Bytes that should wait in the lists of all classes in use at most, at present.
+    pub fn depth_bytes(&self) -> u64 {
+        self.heap().depth_bytes()
+    }
+
+    /// Lets go of what has been held unused since the last tick, as an allocation does from time to time; `now` is by the clock
+    /// of the heap's policy.
+    pub fn tick(&self, now: u64) {
+        self.heap().tick(&self.state().lists, now);
+    }
+
     /// Returns every free block to its slab, and all free memory to the source.
     pub fn release_free_memory(&self) {
         self.heap().release_caches(&self.state().lists);

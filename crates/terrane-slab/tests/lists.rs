@@ -1,4 +1,4 @@
-//! A thread's lists: how much one free may cost, and how much they hold.
+//! A thread's lists: how much one free may cost, how much they hold, and how deep a policy makes them.
 
 #![cfg(not(loom))]
 
@@ -6,10 +6,11 @@ use core::cell::Cell;
 use std::ptr::NonNull;
 use terrane_core::{Event, Observer};
 use terrane_pages::Mmap;
-use terrane_slab::PrivateHeap;
+use terrane_slab::depths::{LISTS_BYTES, deepest, shallowest};
 use terrane_slab::domain::Policy;
 use terrane_slab::lists;
 use terrane_slab::size_class::class_of;
+use terrane_slab::{ListSizing, PrivateHeap};
 
 /// The most blocks that returned to slabs in one go.
 #[derive(Default)]
@@ -25,6 +26,10 @@ impl Observer for &LargestFlush {
 
 fn heap(largest: &LargestFlush) -> PrivateHeap<Mmap, &LargestFlush> {
     PrivateHeap::with_policy(Mmap::new(), Policy::DEFAULT, largest).unwrap()
+}
+
+fn sized(lists: ListSizing, largest: &LargestFlush) -> PrivateHeap<Mmap, &LargestFlush> {
+    PrivateHeap::with_policy(Mmap::new(), Policy { lists, ..Policy::DEFAULT }, largest).unwrap()
 }
 
 fn alloc(heap: &PrivateHeap<Mmap, &LargestFlush>, bytes: usize, count: usize) -> Vec<NonNull<u8>> {
@@ -51,7 +56,7 @@ fn no_free_pays_for_more_than_a_few_others() {
 fn lists_hold_no_more_than_their_bound_and_a_few_blocks() {
     for bytes in [16, 64, 1000, 8000] {
         let largest = LargestFlush::default();
-        let heap = heap(&largest);
+        let heap = sized(ListSizing::Fixed, &largest);
         let class = class_of(bytes);
         for block in alloc(&heap, bytes, 5000) {
             // SAFETY: the block is live and of this heap.
@@ -62,4 +67,98 @@ fn lists_hold_no_more_than_their_bound_and_a_few_blocks() {
             assert!(held <= most, "{held} blocks of {bytes} bytes wait in lists, not {most}");
         }
     }
+}
+
+/// Takes `count` blocks and gives them back, `rounds` times.
+fn bursts(heap: &PrivateHeap<Mmap, &LargestFlush>, bytes: usize, count: usize, rounds: usize) {
+    for _ in 0..rounds {
+        for block in alloc(heap, bytes, count) {
+            // SAFETY: the block is live and of this heap.
+            unsafe { heap.free(block, bytes, 8) };
+        }
+    }
+}
+
+/// Blocks that went back to slabs in ten such bursts.
+fn returned(heap: &PrivateHeap<Mmap, &LargestFlush>, bytes: usize, count: usize) -> u64 {
+    let class = &heap.counters().classes[class_of(bytes)];
+    let before = class.returned.get();
+    bursts(heap, bytes, count, 10);
+    class.returned.get() - before
+}
+
+#[test]
+fn lists_grow_until_the_bursts_of_a_steady_load_fit_and_stay_there() {
+    for sizing in [ListSizing::LowWater, ListSizing::HitRate] {
+        let largest = LargestFlush::default();
+        let (fixed, heap) = (sized(ListSizing::Fixed, &largest), sized(sizing, &largest));
+        for heap in [&fixed, &heap] {
+            bursts(heap, 64, 800, 200);
+        }
+        let (fixed, sized) = (returned(&fixed, 64, 800), returned(&heap, 64, 800));
+        assert!(
+            sized * 5 < fixed * 3,
+            "{sizing:?}: {sized} blocks returned, with lists of fixed depth {fixed}"
+        );
+        let depth = heap.depth(class_of(64));
+        assert!(depth <= deepest(class_of(64)));
+        for _ in 0..20 {
+            bursts(&heap, 64, 800, 20);
+            assert_eq!(heap.depth(class_of(64)), depth, "{sizing:?} moves under a steady load");
+        }
+    }
+}
+
+#[test]
+fn lists_of_fixed_depth_stay_as_they_are() {
+    let largest = LargestFlush::default();
+    let heap = sized(ListSizing::Fixed, &largest);
+    bursts(&heap, 64, 800, 100);
+    assert_eq!(heap.depth(class_of(64)), lists::bound(class_of(64)));
+}
+
+#[test]
+fn bursts_of_many_sizes_share_one_budget() {
+    let largest = LargestFlush::default();
+    let heap = sized(ListSizing::LowWater, &largest);
+    let mut most = 0;
+    for _ in 0..20 {
+        for bytes in (64..32_000).step_by(400) {
+            bursts(&heap, bytes, 100 + bytes % 1000, 2);
+            most = most.max(heap.depth_bytes());
+        }
+    }
+    // What comes into use when the budget is spent is four blocks of a class, until the next decision.
+    assert!(most <= LISTS_BYTES + 8 * 32 * 1024, "lists of {most} bytes");
+    assert!(most > LISTS_BYTES * 7 / 8, "the budget was never in the way: {most} bytes");
+}
+
+#[test]
+fn a_list_that_is_idle_gives_its_depth_up_and_gets_it_back() {
+    let largest = LargestFlush::default();
+    let heap = sized(ListSizing::LowWater, &largest);
+    let class = class_of(64);
+    bursts(&heap, 64, 800, 200);
+    let busy = heap.depth(class);
+    assert!(busy > lists::bound(class));
+    // Four ticks to a halving, and seven halvings from the deepest to the shallowest.
+    (0..40).for_each(|now| heap.tick(now));
+    assert_eq!((heap.depth(class), heap.listed(class)), (shallowest(class), 0));
+    bursts(&heap, 64, 800, 200);
+    assert!(heap.depth(class) * 4 > busy * 3, "{} blocks, before it was idle {busy}", heap.depth(class));
+}
+
+#[test]
+fn a_thread_that_only_frees_or_only_allocates_gets_no_deeper_lists() {
+    let largest = LargestFlush::default();
+    let heap = sized(ListSizing::LowWater, &largest);
+    let class = class_of(64);
+    let blocks = alloc(&heap, 64, 50_000);
+    assert_eq!(heap.depth(class), lists::bound(class));
+    for block in blocks {
+        // SAFETY: the block is live and of this heap.
+        unsafe { heap.free(block, 64, 8) };
+    }
+    let depth = heap.depth(class);
+    assert!(depth <= lists::bound(class) * 3 / 2, "{depth} blocks");
 }

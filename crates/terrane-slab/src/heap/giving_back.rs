@@ -4,6 +4,10 @@
 
 use super::small::LONGEST_LIST;
 use super::*;
+use crate::depths::Seen;
+
+/// Blocks of a list that are found not needed in one look, at most.
+const MOST_NOT_NEEDED: u32 = 64;
 
 impl<S: PageSource, K: Sharing, O: Observer> Heap<S, K, O> {
     #[inline]
@@ -14,6 +18,41 @@ impl<S: PageSource, K: Sharing, O: Observer> Heap<S, K, O> {
             let now = self.domain().now();
             if now >= self.tick_at {
                 self.tick(lists, now);
+            }
+            self.looks += 1;
+            if self.looks >= LOOKS_PER_DECISION {
+                self.looks = 0;
+                self.size_lists(lists, true);
+            }
+        }
+    }
+
+    /// Lets the policy decide how deep lists are, and returns what is aside beyond that. With `busy`, only those lists are looked
+    /// at that got blocks from slabs, or let some go, since the last time.
+    #[cold]
+    fn size_lists(&mut self, lists: &Lists, busy: bool) {
+        let sizing = self.domain().list_sizing();
+        let (counters, aside) = (&self.counters.classes, &self.aside);
+        let seen = |class: usize| {
+            let counters = &counters[class];
+            let listed = counters.granted.get().saturating_sub(lists.room_left(class));
+            Seen { listed: counters.listed.get() + listed, taken: counters.taken.get() }
+        };
+        // As many as one decision takes off, at most: the walk is short.
+        let aside = |class: usize| {
+            let (mut count, mut block) = (0, aside[class]);
+            while !block.is_null() && count < MOST_NOT_NEEDED {
+                count += 1;
+                // SAFETY: what is aside is the heap's.
+                block = unsafe { Block::next(block) };
+            }
+            count
+        };
+        let mut surplus = [0_u16; CLASSES];
+        self.depths.decide(sizing, busy, seen, aside, |class, blocks| surplus[class] = blocks as u16);
+        for (class, &blocks) in surplus.iter().enumerate() {
+            if blocks > 0 && !self.aside[class].is_null() {
+                self.aside[class] = self.return_blocks(self.aside[class], class, blocks as u32);
             }
         }
     }
@@ -36,6 +75,7 @@ impl<S: PageSource, K: Sharing, O: Observer> Heap<S, K, O> {
         // SAFETY: a heap never outlives its domain.
         let domain = unsafe { &*self.domain };
         self.large.decay(false, |run| domain.give_run(run));
+        self.size_lists(lists, false);
         if delay != PurgePolicy::NEVER {
             domain.purge(now, false);
         }
@@ -44,7 +84,7 @@ impl<S: PageSource, K: Sharing, O: Observer> Heap<S, K, O> {
     pub(super) fn drain_list(&mut self, lists: &Lists, class: usize) {
         let head = lists.head(class);
         lists.set_head(class, ptr::null_mut());
-        self.settle_room(lists, class, lists::room_when_short(class));
+        self.settle_room(lists, class, lists::room_when_short(self.depths.depth(class)));
         let aside = core::mem::replace(&mut self.aside[class], ptr::null_mut());
         for list in [head, aside] {
             let rest = self.return_blocks(list, class, LONGEST_LIST);

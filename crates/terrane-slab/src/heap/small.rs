@@ -37,7 +37,8 @@ impl<S: PageSource, K: Sharing, O: Observer> Heap<S, K, O> {
         };
         self.counters.refills.add(1);
         self.counters.classes[class].taken.add(refill.count as u64);
-        self.settle_room(lists, class, lists::room_when_short(class));
+        self.depths.ran_out(class);
+        self.settle_room(lists, class, lists::room_when_short(self.depths.depth(class)));
         self.domain().observe(Event::Refill { class: class as u16, blocks: refill.count });
         // SAFETY: the chain is ours.
         lists.set_head(class, unsafe { Block::next(refill.head) });
@@ -51,7 +52,7 @@ impl<S: PageSource, K: Sharing, O: Observer> Heap<S, K, O> {
             return None;
         }
         self.aside[class] = ptr::null_mut();
-        self.settle_room(lists, class, lists::part(class));
+        self.settle_room(lists, class, lists::part(self.depths.depth(class)));
         // SAFETY: what is aside is ours.
         lists.set_head(class, unsafe { Block::next(block) });
         Some(block.cast())
@@ -280,7 +281,8 @@ impl<S: PageSource, K: Sharing, O: Observer> Heap<S, K, O> {
     /// A short list is left alone. Of a long one, the blocks freed last stay, and the rest is set aside, to serve when the list
     /// is empty; while something is aside already, a [`part`] of it returns to its slabs instead.
     pub(super) fn cut_back(&mut self, lists: &Lists, class: usize) {
-        let part = lists::part(class);
+        let depth = self.depths.depth(class);
+        let part = lists::part(depth);
         let (mut last, mut len) = (lists.head(class), 1);
         // SAFETY: blocks of the list are ours.
         let rest = unsafe {
@@ -291,12 +293,13 @@ impl<S: PageSource, K: Sharing, O: Observer> Heap<S, K, O> {
             Block::next(last)
         };
         if rest.is_null() {
-            self.settle_room(lists, class, lists::room_when_short(class));
+            self.settle_room(lists, class, lists::room_when_short(depth));
             return;
         }
         // As many frees as blocks return, the one that misses included: the list does not grow from look to look.
         self.settle_room(lists, class, part - 1);
         if !self.aside[class].is_null() {
+            self.depths.overflowed(class, part);
             self.aside[class] = self.return_blocks(self.aside[class], class, part);
             self.park_surplus(class);
         }
@@ -380,5 +383,5 @@ impl<S: PageSource, K: Sharing, O: Observer> Heap<S, K, O> {
     }
 }
 
-/// No list is longer: its bound, the room between two looks, and the largest refill together.
-pub(super) const LONGEST_LIST: u32 = 2 * 256 + 2 * (SLICE_BYTES / 8) as u32 * 16;
+/// No list is longer: its depth, the room between two looks, and the largest refill together.
+pub(super) const LONGEST_LIST: u32 = 2 * MOST_BLOCKS + 2 * (SLICE_BYTES / 8) as u32 * 16;

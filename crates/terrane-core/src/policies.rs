@@ -14,7 +14,7 @@
 //! | [`LowWater`] | it overflows about as often as it misses | by half of what was never needed |
 //! | [`MarginalGain`] | it gains most from what another loses least by | it is that other |
 
-use terrane_core::{Move, Sample, Sizing};
+use crate::sizing::{Move, Sample, Sizing};
 
 /// Ticks without a request after which a cache is idle, and between two halvings of it.
 pub const IDLE_TICKS: u8 = 4;
