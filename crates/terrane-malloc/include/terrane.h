@@ -19,6 +19,7 @@
 #define TERRANE_H
 
 #include <stddef.h>
+#include <stdint.h>
 
 #ifdef __cplusplus
 extern "C" {
@@ -41,6 +42,38 @@ void *terrane_heap_realloc(terrane_heap_t *heap, void *block, size_t size);
 void terrane_heap_free(terrane_heap_t *heap, void *block);
 /* Gives the heap's free memory back to the system. */
 void terrane_heap_purge(terrane_heap_t *heap);
+
+/* Pools of objects of one size, for any thread, with a cache for each. At most `max` objects exist at a time. An object is zero
+ * when it is new; when it comes back `reset` is called with it and its length, or it is made zero if `reset` is NULL. NULL if a
+ * number is 0 or too large. */
+typedef struct terrane_pool terrane_pool_t;
+terrane_pool_t *terrane_pool_new(size_t object_bytes, size_t max, void (*reset)(void *object, size_t bytes));
+/* How many objects are still out: those stay valid until they are released. NULL is ignored. */
+size_t terrane_pool_destroy(terrane_pool_t *pool);
+/* Aligned to 16 bytes; NULL if `max` are out, or memory is. */
+void *terrane_pool_acquire(terrane_pool_t *pool);
+/* On any thread; NULL is ignored; releasing twice ends the process. */
+void terrane_pool_release(void *object);
+/* Frees the idle objects that are in no thread's own cache. */
+void terrane_pool_trim(terrane_pool_t *pool);
+
+/* hits: taken from the caller's own cache; misses: not found there; created, idle, out: objects; bytes: of all that exist. */
+typedef struct {
+    uint64_t hits, misses, created, idle, out, bytes;
+} terrane_pool_stats_t;
+void terrane_pool_stats(const terrane_pool_t *pool, terrane_pool_stats_t *stats);
+
+/* Pools of buffers of any length: at most `max_per_class` of each size class exist at a time, and those above `keep_up_to` bytes
+ * are freed when they come back. The rest is as for pools of objects, but contents are never touched. */
+typedef struct terrane_buffers terrane_buffers_t;
+terrane_buffers_t *terrane_buffers_new(size_t max_per_class, size_t keep_up_to);
+size_t terrane_buffers_destroy(terrane_buffers_t *pool);
+void *terrane_buffers_take(terrane_buffers_t *pool, size_t bytes);
+/* Bytes of a buffer, at least what was asked for. */
+size_t terrane_buffers_capacity(const void *buffer);
+void terrane_buffers_give(void *buffer);
+void terrane_buffers_trim(terrane_buffers_t *pool);
+void terrane_buffers_stats(const terrane_buffers_t *pool, terrane_pool_stats_t *stats);
 
 /* Gives back what the process has not needed for a while. For idle loops. */
 void terrane_tick(void);

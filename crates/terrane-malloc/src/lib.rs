@@ -4,6 +4,7 @@
 //!   malloc, calloc, realloc, free, …      malloc.rs    the family as programs for glibc expect it
 //!   operator new, operator delete         cplusplus.rs
 //!   terrane_heap_new, …                   heaps.rs     heaps of one's own, behind a lock
+//!   terrane_pool_new, …                   pools.rs     pools of objects and of buffers, with a cache per thread
 //!   TERRANE_… environment variables       config.rs, settings.rs
 //!   the report at exit, malloc_info       report.rs
 //! ```
@@ -25,5 +26,6 @@ pub mod config;
 pub mod cplusplus;
 pub mod heaps;
 pub mod malloc;
+pub mod pools;
 pub mod report;
 pub mod settings;

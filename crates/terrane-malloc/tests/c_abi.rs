@@ -69,6 +69,11 @@ fn a_sandbox_that_denies_madvise_and_mremap_is_survived() {
 }
 
 #[test]
+fn pools_serve_c_from_any_thread_and_notice_what_is_returned_twice() {
+    program("pools.c").run(&[]);
+}
+
+#[test]
 fn signals_during_allocation_are_harmless() {
     program("signals.c").run(&[]);
 }

@@ -39,6 +39,9 @@ unsafe impl Sync for Block {}
 
 impl Drop for Block {
     fn drop(&mut self) {
+        if self.capacity == 0 {
+            return;
+        }
         // SAFETY: the block came from `alloc` with this length and alignment (module invariant).
         unsafe { free_sized(self.start.as_ptr(), self.capacity, ALIGN) };
     }
@@ -55,13 +58,11 @@ impl Recycle<Block> for Blocks {
     fn create(&self) -> Block {
         // SAFETY: the alignment is a power of two.
         let start = unsafe { alloc(self.capacity, ALIGN) };
-        let Some(start) = NonNull::new(start) else {
-            std::alloc::handle_alloc_error(
-                core::alloc::Layout::from_size_align(self.capacity, ALIGN)
-                    .unwrap_or(core::alloc::Layout::new::<u8>()),
-            )
-        };
-        Block { start, capacity: self.capacity }
+        // Without memory it is a buffer of no bytes, which `try_take` throws away.
+        match NonNull::new(start) {
+            Some(start) => Block { start, capacity: self.capacity },
+            None => Block { start: NonNull::dangling(), capacity: 0 },
+        }
     }
 
     /// A buffer's contents are behind its length, which its next user begins at zero.
@@ -149,6 +150,22 @@ impl BufPool {
     /// [`Exhausted`] if as many of that class as may exist are out, or no buffer can be that long.
     #[inline]
     pub fn take(&self, capacity: usize) -> Result<PooledBuf, Exhausted> {
+        self.acquire(capacity).map(|buffer| {
+            buffer.unwrap_or_else(|| {
+                let layout = core::alloc::Layout::from_size_align(capacity, ALIGN);
+                std::alloc::handle_alloc_error(layout.unwrap_or(core::alloc::Layout::new::<u8>()))
+            })
+        })
+    }
+
+    /// The same; `None` also if memory is out, where [`take`](Self::take) ends the process.
+    pub fn try_take(&self, capacity: usize) -> Option<PooledBuf> {
+        self.acquire(capacity).ok()?
+    }
+
+    /// A buffer, or `None` without memory.
+    #[inline]
+    fn acquire(&self, capacity: usize) -> Result<Option<PooledBuf>, Exhausted> {
         if capacity > 1 << 46 {
             return Err(Exhausted { max: 0 });
         }
@@ -160,7 +177,12 @@ impl BufPool {
                 .at_end(self.config.at_end)
                 .build()
         });
-        Ok(PooledBuf { block: class.acquire_owned()?, len: 0 })
+        let block = class.acquire_owned()?;
+        if block.capacity < bytes {
+            drop(block.detach());
+            return Ok(None);
+        }
+        Ok(Some(PooledBuf { block, len: 0 }))
     }
 
     /// What the classes that were used did, with the length of their buffers in bytes.
@@ -202,6 +224,20 @@ impl fmt::Debug for PooledBuf {
 }
 
 impl PooledBuf {
+    /// The buffer as one pointer, for [`from_raw`](Self::from_raw); what was written stays, but its length is forgotten.
+    pub fn into_raw(self) -> NonNull<u8> {
+        self.block.into_raw().cast()
+    }
+
+    /// The buffer that became `raw`, empty.
+    ///
+    /// # Safety
+    /// The pointer came from [`into_raw`](Self::into_raw), and is used up by this.
+    pub const unsafe fn from_raw(raw: NonNull<u8>) -> Self {
+        // SAFETY: the caller's promise.
+        Self { block: unsafe { OwnedLease::from_raw(raw.cast()) }, len: 0 }
+    }
+
     /// Bytes that the buffer can hold. It never grows: take a longer one.
     #[inline]
     pub fn capacity(&self) -> usize {

@@ -83,7 +83,7 @@ impl<T: Send, R: Recycle<T>, M: Store> OwnedLease<T, R, M> {
     ///
     /// # Safety
     /// The pointer came from [`into_raw`](Self::into_raw) of the same types, and is used up by this.
-    pub unsafe fn from_raw(object: NonNull<T>) -> Self {
+    pub const unsafe fn from_raw(object: NonNull<T>) -> Self {
         let offset = core::mem::offset_of!(Node<T, R, M>, object);
         // SAFETY: the pointer is to the object of a node, and was made from one to the whole node.
         Self { node: unsafe { object.byte_sub(offset).cast() } }

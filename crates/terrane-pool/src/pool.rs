@@ -278,6 +278,11 @@ impl<T: Send, R: Recycle<T>, M: Store> Pool<T, R, M> {
         NonNull::from(Box::leak(Box::new(Node { link: Link::new(), shared: self.shared, object })))
     }
 
+    /// How objects are made and reset.
+    pub fn recycle(&self) -> &R {
+        &self.shared().recycle
+    }
+
     /// An object, until the lease is dropped.
     ///
     /// # Errors
