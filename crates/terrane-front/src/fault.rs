@@ -14,14 +14,19 @@ pub enum Fault {
     /// A record is listed without releasing.
     ListRelaxed,
     /// A reader does not pass the fence between its slot and its second look.
+    #[cfg(any(feature = "reclaim", loom))]
     ProtectUnfenced,
     /// A reader does not look a second time.
+    #[cfg(any(feature = "reclaim", loom))]
     ProtectUnchecked,
     /// Slots are read without a fence.
+    #[cfg(any(feature = "reclaim", loom))]
     ScanUnfenced,
     /// A slot is cleared without releasing.
+    #[cfg(any(feature = "reclaim", loom))]
     ClearRelaxed,
     /// Garbage is counted in two steps.
+    #[cfg(any(feature = "reclaim", loom))]
     BudgetTorn,
 }
 

@@ -16,6 +16,8 @@ pub trait Fences: Send + Sync + 'static {
     const PUBLISH: Ordering = Ordering::Release;
     /// With which a published list is taken.
     const TAKE: Ordering = Ordering::Acquire;
+    /// How far a place's generation moves when its object is claimed.
+    const STEP: u32 = 1;
 
     /// The owner's side.
     fn light();

@@ -1,16 +1,20 @@
-//! Keys for objects that travel as a number: [`Key`], `Keys`.
+//! Keys for objects that travel as a number: [`Key`], [`Keys`].
 //!
 //! Invariant: a place of the table is free, or holds one object. Its generation goes up when the object is claimed, so a key
 //! can be claimed once, and never again by whoever kept a copy. (Generations come back after 2³² claims of one place.)
 //!
 //! A place is one word of state beside the pointer, and free places form a list under a lock that is not taken to look a stale
 //! key up.
+//!
+//! Model: `model_keys` in `tests/loom_pool.rs`. The argument: `docs/src/protocols/pool-keys.md`.
 
 use crate::error::KeyError;
+use crate::fences::{Asymmetric, Fences};
 use crate::link::Link;
+use core::marker::PhantomData;
 use core::ptr;
-use core::sync::atomic::{AtomicPtr, AtomicU64, Ordering};
 use std::sync::{Mutex, OnceLock, PoisonError};
+use terrane_core::sync::atomic::{AtomicPtr, AtomicU64, Ordering};
 
 /// An object of a pool as a number: for a ring's slot, a C handle, another language. [`Pool::claim`](crate::Pool::claim) turns
 /// it into a lease again, once.
@@ -54,9 +58,10 @@ const CHUNKS: usize = 26;
 
 /// The objects of one pool that travel as keys.
 #[derive(Debug)]
-pub(crate) struct Keys {
+pub struct Keys<F = Asymmetric> {
     chunks: [OnceLock<Box<[Place]>>; CHUNKS],
     free: Mutex<Free>,
+    fences: PhantomData<fn() -> F>,
 }
 
 #[derive(Debug, Default)]
@@ -74,11 +79,13 @@ const fn locate(index: u32) -> (usize, usize) {
     (doubling as usize + 1, (index - (FIRST << doubling)) as usize)
 }
 
-impl Keys {
-    pub(crate) const fn new() -> Self {
+impl<F: Fences> Keys<F> {
+    /// No objects.
+    pub const fn new() -> Self {
         Self {
             chunks: [const { OnceLock::new() }; CHUNKS],
             free: Mutex::new(Free { fresh: 0, returned: Vec::new() }),
+            fences: PhantomData,
         }
     }
 
@@ -88,7 +95,7 @@ impl Keys {
     }
 
     /// Puts `object` away under a key.
-    pub(crate) fn put(&self, object: *mut Link) -> Key {
+    pub fn put(&self, object: *mut Link) -> Key {
         let mut free = self.free.lock().unwrap_or_else(PoisonError::into_inner);
         let index = free.returned.pop().unwrap_or_else(|| {
             free.fresh += 1;
@@ -105,27 +112,36 @@ impl Keys {
         let place = &places[place];
         place.object.store(object, Ordering::Relaxed);
         // Release: whoever claims sees the object and all that was done to it.
-        let before = place.state.fetch_or(HERE, Ordering::Release);
+        let before = place.state.fetch_or(HERE, F::PUBLISH);
         Key { index, generation: (before >> 32) as u32 }
     }
 
     /// Takes the object of `key` out.
-    pub(crate) fn take(&self, key: Key) -> Result<*mut Link, KeyError> {
+    ///
+    /// # Errors
+    /// [`KeyError`] if there was never such a key, or it was claimed before.
+    pub fn take(&self, key: Key) -> Result<*mut Link, KeyError> {
         let place = self.place(key.index).ok_or(KeyError::Unknown { index: key.index })?;
         let here = (u64::from(key.generation) << 32) | HERE;
-        let next = u64::from(key.generation.wrapping_add(1)) << 32;
-        let found = place.state.load(Ordering::Acquire);
+        let next = u64::from(key.generation.wrapping_add(F::STEP)) << 32;
+        let found = place.state.load(F::TAKE);
         if found != here {
             return Err(KeyError::Stale { generation: key.generation, current: (found >> 32) as u32 });
         }
         // Read before the exchange, after which the place may be another's.
         let object = place.object.load(Ordering::Relaxed);
-        match place.state.compare_exchange(here, next, Ordering::Acquire, Ordering::Relaxed) {
+        match place.state.compare_exchange(here, next, F::TAKE, Ordering::Relaxed) {
             Ok(_) => {
                 self.free.lock().unwrap_or_else(PoisonError::into_inner).returned.push(key.index);
                 Ok(object)
             }
             Err(found) => Err(KeyError::Stale { generation: key.generation, current: (found >> 32) as u32 }),
         }
+    }
+}
+
+impl<F: Fences> Default for Keys<F> {
+    fn default() -> Self {
+        Self::new()
     }
 }

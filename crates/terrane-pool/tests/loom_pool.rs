@@ -1,5 +1,6 @@
-//! Models of the protocols of a pool. The arguments: `docs/src/protocols/pool-stealing.md` and
-//! `docs/src/protocols/pool-seizure.md`.
+//! Models of the protocols of a pool. The arguments are in `docs/src/protocols/`: pool-stealing.md, pool-seizure.md and
+//! pool-keys.md. Each model has twins with weakened orderings, which must fail. All that acts is a thread of its own: loom sees
+//! more of threads that it has started.
 #![cfg(loom)]
 
 use loom::sync::{Arc, Mutex};
@@ -9,6 +10,7 @@ use terrane_core::sync::atomic::{Ordering, fence};
 use terrane_core::sync::cell::UnsafeCell;
 use terrane_pool::depot::Depot;
 use terrane_pool::fences::Fences;
+use terrane_pool::key::{Key, Keys};
 use terrane_pool::link::{Link, List};
 use terrane_pool::shard::Shard;
 
@@ -64,6 +66,14 @@ fences!(Unacquired, Release, Relaxed, light: true, heavy: true);
 fences!(NoLight, Release, Acquire, light: false, heavy: true);
 fences!(NoHeavy, Release, Acquire, light: true, heavy: false);
 
+/// A claim leaves the generation as it was.
+struct NoGenerations;
+impl Fences for NoGenerations {
+    const STEP: u32 = 0;
+    fn light() {}
+    fn heavy() {}
+}
+
 struct Ptr(*mut Link);
 // SAFETY: the models hand objects from thread to thread; exclusive use is what loom checks.
 unsafe impl Send for Ptr {}
@@ -101,11 +111,17 @@ fn cross_thread_return<F: Fences>(iterations: &'static AtomicU64) {
                 got
             })
         };
-        for link in links {
-            touch(link);
-            // SAFETY: this thread is the owner of the shard, and holds the object.
-            unsafe { consumer.enter().unwrap().push(link) };
-        }
+        let consuming = {
+            let (consumer, links) = (consumer.clone(), links.map(Ptr));
+            thread::spawn(move || {
+                for Ptr(link) in links {
+                    touch(link);
+                    // SAFETY: this thread is the owner of the shard, and holds the object.
+                    unsafe { consumer.enter().unwrap().push(link) };
+                }
+            })
+        };
+        consuming.join().unwrap();
         let mut got: Vec<*mut Link> = producing.join().unwrap().into_iter().map(|got| got.0).collect();
         // Whatever is where: three objects, each once.
         got.extend(empty(&[&consumer]));
@@ -149,9 +165,15 @@ fn stealing<F: Fences>(iterations: &'static AtomicU64) {
                 })
             })
             .collect();
-        let second = object();
-        touch(second);
-        depot.push(one(second));
+        let leaving = {
+            let (depot, second) = (depot.clone(), Ptr(object()));
+            thread::spawn(move || {
+                let Ptr(second) = { second };
+                touch(second);
+                depot.push(one(second));
+            })
+        };
+        leaving.join().unwrap();
         let mut got: Vec<Ptr> = thieves.into_iter().flat_map(|thief| thief.join().unwrap()).collect();
         for mut list in depot.take() {
             got.extend(std::iter::from_fn(|| list.pop()).map(Ptr));
@@ -183,20 +205,26 @@ fn seizure<F: Fences>(iterations: &'static AtomicU64) {
                 got
             })
         };
-        let mut refused = Vec::new();
-        // SAFETY: this thread is the owner.
-        let taken = unsafe { shard.enter() }.and_then(|mut visit| visit.pop());
-        if let Some(link) = taken {
-            touch(link);
-            // SAFETY: this thread is the owner, and has taken the object.
-            match unsafe { shard.enter() } {
-                // SAFETY: as above.
-                Some(mut visit) => unsafe { visit.push(link) },
-                None => refused.push(link),
-            }
-        }
+        let owner = {
+            let shard = shard.clone();
+            thread::spawn(move || {
+                // SAFETY: this thread is the owner.
+                let taken = unsafe { shard.enter() }.and_then(|mut visit| visit.pop())?;
+                touch(taken);
+                // SAFETY: this thread is the owner, and has taken the object.
+                match unsafe { shard.enter() } {
+                    Some(mut visit) => {
+                        // SAFETY: as above.
+                        unsafe { visit.push(taken) };
+                        None
+                    }
+                    None => Some(Ptr(taken)),
+                }
+            })
+        };
+        let refused = owner.join().unwrap();
         let mut got: Vec<*mut Link> = seizer.join().unwrap().into_iter().map(|got| got.0).collect();
-        got.extend(refused);
+        got.extend(refused.map(|refused| refused.0));
         got.extend(empty(&[&shard]));
         assert_eq!(got.len(), 1);
         got.into_iter().for_each(free);
@@ -240,9 +268,16 @@ fn resize<F: Fences>(iterations: &'static AtomicU64) {
                 got
             })
         };
-        // SAFETY: this thread is the owner.
-        let held = unsafe { shard.enter() }.and_then(|mut visit| visit.pop());
-        held.into_iter().for_each(touch);
+        let owner = {
+            let shard = shard.clone();
+            thread::spawn(move || {
+                // SAFETY: this thread is the owner.
+                let held = unsafe { shard.enter() }.and_then(|mut visit| visit.pop());
+                held.into_iter().for_each(touch);
+                held.map(Ptr)
+            })
+        };
+        let held = owner.join().unwrap().map(|held| held.0);
         let mut got: Vec<*mut Link> = thief.join().unwrap().into_iter().map(|got| got.0).collect();
         resizer.join().unwrap();
         got.extend(held);
@@ -252,8 +287,54 @@ fn resize<F: Fences>(iterations: &'static AtomicU64) {
     });
 }
 
+/// An object is put under a key that two threads know; whoever claims it puts another in its place. The key is claimed once, and
+/// never leads to the other object.
+fn keys<F: Fences>(iterations: &'static AtomicU64) {
+    explore(iterations, 3, || {
+        let keys = Arc::new(Keys::<F>::new());
+        // The table is made before the threads are, under a lock of its own that loom does not see.
+        let links = [object(), object()];
+        let early = keys.put(links[0]);
+        assert_eq!(keys.take(early), Ok(links[0]));
+        // The place is used anew from here on: the next key is known before the object is put.
+        let key = Key::from_bits(early.to_bits() + (u64::from(F::STEP) << 32)).unwrap();
+        let putter = {
+            let (keys, first) = (keys.clone(), Ptr(links[0]));
+            thread::spawn(move || {
+                let Ptr(first) = { first };
+                touch(first);
+                assert_eq!(keys.put(first), key);
+            })
+        };
+        let claimers: Vec<_> = (0..2)
+            .map(|_| {
+                let (keys, second, first) = (keys.clone(), Ptr(links[1]), Ptr(links[0]));
+                thread::spawn(move || {
+                    let (Ptr(second), Ptr(first)) = { (second, first) };
+                    let Ok(claimed) = keys.take(key) else { return None };
+                    assert_eq!(claimed, first, "an old key leads to another object");
+                    touch(claimed);
+                    touch(second);
+                    Some(keys.put(second))
+                })
+            })
+            .collect();
+        putter.join().unwrap();
+        let next: Vec<Key> = claimers.into_iter().filter_map(|claimer| claimer.join().unwrap()).collect();
+        match next[..] {
+            [] => assert_eq!(keys.take(key), Ok(links[0]), "nobody has claimed it"),
+            [next] => {
+                assert!(keys.take(key).is_err());
+                assert_eq!(keys.take(next), Ok(links[1]));
+            }
+            _ => panic!("a key was claimed twice"),
+        }
+        links.into_iter().for_each(free);
+    });
+}
+
 macro_rules! models {
-    ($($model:ident, $fault:ident, $run:ident, $threads:literal, $bad:ident;)*) => {$(
+    ($($model:ident: $run:ident, threads $threads:literal, faults [$($fault:ident: $bad:ident),*];)*) => {$(
         #[test]
         fn $model() {
             static ITERATIONS: AtomicU64 = AtomicU64::new(0);
@@ -262,18 +343,32 @@ macro_rules! models {
             println!("model {name} threads={} iterations={}", $threads, ITERATIONS.load(StdOrdering::Relaxed));
         }
 
-        #[test]
-        fn $fault() {
-            static ITERATIONS: AtomicU64 = AtomicU64::new(0);
-            let outcome = std::panic::catch_unwind(|| $run::<$bad>(&ITERATIONS));
-            assert!(outcome.is_err(), "loom did not find the fault {}", stringify!($bad));
-        }
+        $(
+            #[test]
+            fn $fault() {
+                static ITERATIONS: AtomicU64 = AtomicU64::new(0);
+                let outcome = std::panic::catch_unwind(|| $run::<$bad>(&ITERATIONS));
+                assert!(outcome.is_err(), "loom did not find the fault {}", stringify!($bad));
+            }
+        )*
     )*};
 }
 
 models! {
-    model_cross_thread_return, fault_cross_thread_return_unpublished, cross_thread_return, 2, Unpublished;
-    model_stealing, fault_stealing_unacquired, stealing, 3, Unacquired;
-    model_seizure, fault_seizure_without_the_owners_fence, seizure, 2, NoLight;
-    model_resize, fault_resize_without_the_seizers_fence, resize, 3, NoHeavy;
+    model_cross_thread_return: cross_thread_return, threads 2, faults [
+        fault_cross_thread_return_unpublished: Unpublished, fault_cross_thread_return_unacquired: Unacquired
+    ];
+    model_stealing: stealing, threads 3, faults [
+        fault_stealing_unacquired: Unacquired, fault_stealing_unpublished: Unpublished
+    ];
+    model_seizure: seizure, threads 2, faults [
+        fault_seizure_without_the_owners_fence: NoLight, fault_seizure_without_the_seizers_fence: NoHeavy
+    ];
+    model_resize: resize, threads 3, faults [
+        fault_resize_without_the_seizers_fence: NoHeavy, fault_resize_without_the_owners_fence: NoLight
+    ];
+    model_keys: keys, threads 3, faults [
+        fault_keys_unpublished: Unpublished, fault_keys_unacquired: Unacquired,
+        fault_keys_without_generations: NoGenerations
+    ];
 }
