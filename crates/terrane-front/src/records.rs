@@ -12,7 +12,7 @@
 
 use crate::fault::{Fault, order, planted};
 use core::ptr;
-use terrane_core::sync::atomic::{AtomicPtr, AtomicU32, Ordering};
+use terrane_core::sync::atomic::{AtomicPtr, AtomicU32, Ordering, fence};
 use terrane_core::sync::cell::UnsafeCell;
 use terrane_slab::Lists;
 
@@ -71,9 +71,11 @@ impl<H, C> Record<H, C> {
     #[inline]
     pub unsafe fn heap<R>(&self, f: impl FnOnce(&mut H) -> R) -> R {
         self.busy.store(1, Ordering::Relaxed);
+        // Release, here and below: a copy of the process that has some of what `f` writes and not all of it has the mark too.
+        fence(Ordering::Release);
         // SAFETY: the caller's promise.
         let result = self.heap.with_mut(|heap| f(unsafe { &mut *heap }));
-        self.busy.store(0, Ordering::Relaxed);
+        self.busy.store(0, Ordering::Release);
         result
     }
 

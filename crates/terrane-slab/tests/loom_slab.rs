@@ -154,11 +154,14 @@ fn park_claim(iterations: &'static AtomicU64) {
                 })
             })
             .collect();
-        // SAFETY: this thread is heap 1, which owns the slab until it is parked.
-        unsafe {
-            slab.carve(1).unwrap();
-            assert_eq!(slab.park::<Shared>(1), Ok(true), "blocks are free, so it is to be shelved");
-        }
+        let owner = thread::spawn(move || {
+            // SAFETY: this thread is heap 1, which owns the slab until it is parked.
+            unsafe {
+                slab.carve(1).unwrap();
+                assert_eq!(slab.park::<Shared>(1), Ok(true), "blocks are free, so it is to be shelved");
+            }
+        });
+        owner.join().unwrap();
         let claimed: u32 = claimers.into_iter().map(|claimer| claimer.join().unwrap()).sum();
         let parked = slab.owner() == PARKED;
         assert_eq!(claimed, 1 - parked as u32, "claimed once, or nobody came after the park");
@@ -192,20 +195,24 @@ fn emptied(iterations: &'static AtomicU64) {
                 })
             })
             .collect();
-        // SAFETY: this thread is heap 1, which owns the slab until it is parked or retired.
-        unsafe {
-            loop {
-                if slab.counts().out == 0 {
-                    assert!(slab.retire::<Shared>());
-                    retired.fetch_add(1, ModelOrdering::Relaxed);
-                    break;
+        let owner = {
+            let retired = retired.clone();
+            // SAFETY: this thread is heap 1, which owns the slab until it is parked or retired.
+            thread::spawn(move || unsafe {
+                loop {
+                    if slab.counts().out == 0 {
+                        assert!(slab.retire::<Shared>());
+                        retired.fetch_add(1, ModelOrdering::Relaxed);
+                        break;
+                    }
+                    match slab.park::<Shared>(1) {
+                        Ok(_) => break,
+                        Err(Pending) => drop(slab.collect::<Shared>().unwrap()),
+                    }
                 }
-                match slab.park::<Shared>(1) {
-                    Ok(_) => break,
-                    Err(Pending) => drop(slab.collect::<Shared>().unwrap()),
-                }
-            }
-        }
+            })
+        };
+        owner.join().unwrap();
         freers.into_iter().for_each(|freer| freer.join().unwrap());
         assert_eq!(retired.load(ModelOrdering::Relaxed), 1);
         assert_eq!(slab.owner(), 0);
@@ -234,17 +241,21 @@ fn steal(iterations: &'static AtomicU64) {
                 "another block is out, and the bit was set before"
             );
         });
-        // SAFETY: this thread is heap 1, which owns the slab until it is parked.
-        unsafe {
-            let shelve = loop {
-                match slab.park::<Shared>(1) {
-                    Ok(shelve) => break shelve,
-                    Err(Pending) => drop(slab.collect::<Shared>().unwrap()),
-                }
-            };
-            assert!(shelve);
-            shelf.push::<Shared>(slab);
-        }
+        let owner = {
+            let shelf = shelf.clone();
+            // SAFETY: this thread is heap 1, which owns the slab until it is parked.
+            thread::spawn(move || unsafe {
+                let shelve = loop {
+                    match slab.park::<Shared>(1) {
+                        Ok(shelve) => break shelve,
+                        Err(Pending) => drop(slab.collect::<Shared>().unwrap()),
+                    }
+                };
+                assert!(shelve);
+                shelf.push::<Shared>(slab);
+            })
+        };
+        owner.join().unwrap();
         let stolen = thief.join().unwrap();
         freer.join().unwrap();
         if !stolen {
@@ -292,9 +303,15 @@ fn shelf(iterations: &'static AtomicU64) {
                 }
             })
         };
-        while let Some(slab) = shelf.pop::<Shared>() {
-            hold(&held, slab);
-        }
+        let taker = {
+            let (shelf, held) = (shelf.clone(), held.clone());
+            thread::spawn(move || {
+                while let Some(slab) = shelf.pop::<Shared>() {
+                    hold(&held, slab);
+                }
+            })
+        };
+        taker.join().unwrap();
         other.join().unwrap();
     });
 }
@@ -323,25 +340,30 @@ fn reopen(iterations: &'static AtomicU64) {
                 _ => false,
             })
         };
-        let mut shelved = true;
-        if slab.claim::<Shared>(1, false).unwrap() {
-            // SAFETY: the claim made the slab heap 1's; nothing of it is out.
-            unsafe {
-                assert!(slab.retire::<Shared>());
-                slab.open::<Shared>(1, CLASS, 2, 1, false);
-                if slab.park::<Shared>(1) == Ok(true) {
-                    shelf.push::<Shared>(slab);
+        let owner = {
+            let shelf = shelf.clone();
+            thread::spawn(move || {
+                let claimed = slab.claim::<Shared>(1, false).unwrap();
+                if claimed {
+                    // SAFETY: the claim made the slab heap 1's; nothing of it is out.
+                    unsafe {
+                        assert!(slab.retire::<Shared>());
+                        slab.open::<Shared>(1, CLASS, 2, 1, false);
+                        if slab.park::<Shared>(1) == Ok(true) {
+                            shelf.push::<Shared>(slab);
+                        }
+                    }
                 }
-            }
-            shelved = false;
-        }
+                claimed
+            })
+        };
+        let claimed = owner.join().unwrap();
         let stolen = thief.join().unwrap();
         if !stolen {
             let found = shelf.pop::<Shared>();
             assert!(
                 found.is_some(),
-                "a parked slab with free blocks is in nobody's reach (claimed first: {})",
-                !shelved
+                "a parked slab with free blocks is in nobody's reach (claimed first: {claimed})",
             );
         }
     });
@@ -370,12 +392,14 @@ fn runs(iterations: &'static AtomicU64) {
                 bitmap::release::<Shared>(&map.words, start, len);
             }
         };
-        let other = {
-            let map = map.clone();
-            thread::spawn(move || work(&map, 60, 6))
-        };
-        work(&map, 62, 10);
-        other.join().unwrap();
+        let holders: Vec<_> = [(60, 6), (62, 10)]
+            .into_iter()
+            .map(|(start, len)| {
+                let map = map.clone();
+                thread::spawn(move || work(&map, start, len))
+            })
+            .collect();
+        holders.into_iter().for_each(|holder| holder.join().unwrap());
         assert!(bitmap::all_set(&map.words, 0, 128), "every bit came back");
     });
 }
@@ -414,9 +438,15 @@ fn huge_cache(iterations: &'static AtomicU64) {
                 got as u32
             })
         };
-        // SAFETY: the span is this thread's until it is put.
-        shared.header.with_mut(|header| unsafe { *header = 1 });
-        assert!(shared.cache.put::<Shared>(7, 2, 64));
+        let putter = {
+            let shared = shared.clone();
+            thread::spawn(move || {
+                // SAFETY: the span is this thread's until it is put.
+                shared.header.with_mut(|header| unsafe { *header = 1 });
+                assert!(shared.cache.put::<Shared>(7, 2, 64));
+            })
+        };
+        putter.join().unwrap();
         let taken = taker.join().unwrap() + decayer.join().unwrap();
         let left = shared.cache.take::<Shared>(1, 4, |_| true).is_some() as u32;
         assert_eq!(taken + left, 1, "the span left the cache once, or is there");
