@@ -28,4 +28,31 @@ pub mod heaps;
 pub mod malloc;
 pub mod pools;
 pub mod report;
+
+use core::alloc::{GlobalAlloc, Layout};
+
+/// The library's own boxes: Terrane's blocks, without a detour over symbols. A library that is opened by a program on another
+/// allocator finds that one under the names `malloc` and `free`, and not all of its own calls take that way.
+struct Own;
+
+// SAFETY: the front end's functions keep the contract of an allocator, and never unwind.
+unsafe impl GlobalAlloc for Own {
+    unsafe fn alloc(&self, layout: Layout) -> *mut u8 {
+        // SAFETY: the alignment of a layout is a power of two.
+        unsafe { terrane_front::alloc(layout.size(), layout.align()) }
+    }
+
+    unsafe fn alloc_zeroed(&self, layout: Layout) -> *mut u8 {
+        // SAFETY: the same.
+        unsafe { terrane_front::alloc_zeroed(layout.size(), layout.align()) }
+    }
+
+    unsafe fn dealloc(&self, block: *mut u8, layout: Layout) {
+        // SAFETY: the caller's promise.
+        unsafe { terrane_front::free_sized(block, layout.size(), layout.align()) };
+    }
+}
+
+#[global_allocator]
+static OWN: Own = Own;
 pub mod settings;

@@ -74,6 +74,27 @@ fn pools_serve_c_from_any_thread_and_notice_what_is_returned_twice() {
 }
 
 #[test]
+fn pools_serve_a_program_on_another_allocator_that_opens_the_library() {
+    let program = program("pools.c");
+    let Some(binary) = &program.binary else { return };
+    // As released: what the optimiser binds within the library must not depend on how it is loaded.
+    let released = build(&["--release"]).join("release/libterrane.so");
+    run(
+        Command::new(binary).arg(released).env_remove("LD_PRELOAD"),
+        "pools.c that opens the released library",
+    );
+    run(Command::new(binary).arg(library()).env_remove("LD_PRELOAD"), "pools.c that opens the library");
+}
+
+#[test]
+fn java_runs_off_heap_on_terrane_and_calls_its_heaps_and_pools() {
+    let script = Path::new(env!("CARGO_MANIFEST_DIR")).join("examples/java/run.sh");
+    let mut command = Command::new("sh");
+    command.arg(script).arg("0.3").env("LIBTERRANE", library()).env_remove("LD_PRELOAD");
+    run(&mut command, "examples of Java");
+}
+
+#[test]
 fn signals_during_allocation_are_harmless() {
     program("signals.c").run(&[]);
 }

@@ -17,9 +17,11 @@
 #define POINTER(name) static __typeof__(name) *call_##name;
 FUNCTIONS(POINTER)
 
+static void *library = RTLD_DEFAULT;
+
 static void find(void **function, const char *name)
 {
-    *function = dlsym(RTLD_DEFAULT, name);
+    *function = dlsym(library, name);
     CHECK(*function != NULL);
 }
 
@@ -153,9 +155,13 @@ static void objects_may_be_released_on_any_thread(void)
     CHECK(call_terrane_pool_destroy(shared_pool) == 0);
 }
 
-int main(void)
+/* With an argument: the library to open beside whatever allocator the program has. */
+int main(int count, char **arguments)
 {
-    if (!on_terrane()) {
+    if (count > 1) {
+        library = dlopen(arguments[1], RTLD_NOW | RTLD_LOCAL);
+        CHECK(library != NULL);
+    } else if (!on_terrane()) {
         CHECK(dlsym(RTLD_DEFAULT, "terrane_pool_new") == NULL);
         puts("ok");
         return 0;
