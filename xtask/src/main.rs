@@ -6,6 +6,7 @@
 //!   bench    Terrane beside other allocators                 fuzz     operation sequences beside a reference model
 //!   fit      placement engines compared                      gpu      device pools measured
 //!   golden   the hit path, instruction by instruction        ci       `.ci/run` in a fresh clone
+//!   sanitize tests under sanitizers and Miri
 //! ```
 //!
 //! One file per command. Commands only start other programs (mostly `cargo`), so this crate depends on no other crate
@@ -22,6 +23,7 @@ mod loom;
 mod process;
 mod programs;
 mod run;
+mod sanitize;
 mod test;
 mod workspace;
 
@@ -51,6 +53,8 @@ enum Command {
     Bench(bench::Args),
     /// Run the fuzz targets for a while
     Fuzz(fuzz::Args),
+    /// Run tests under sanitizers and Miri
+    Sanitize(sanitize::Args),
     /// Count the instructions of the hit path
     Golden(golden::Args),
     /// Compare placement engines
@@ -69,6 +73,7 @@ fn main() -> ExitCode {
         Command::Loom(args) => loom::main(&args),
         Command::Bench(args) => bench::main(&args),
         Command::Fuzz(args) => fuzz::main(&args),
+        Command::Sanitize(args) => sanitize::main(&args),
         Command::Golden(args) => golden::main(&args),
         Command::Fit(args) => fit::main(&args),
         Command::Gpu(args) => gpu::main(&args),

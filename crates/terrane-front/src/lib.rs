@@ -31,6 +31,7 @@
 //! * `reclaim`: deferred frees for lock-free readers, by epochs and by hazard pointers.
 //! * `initial-exec`: for shared libraries; keeps one pointer in static thread-local storage instead of the lists themselves
 //!   (x86-64 Linux; elsewhere the feature changes nothing).
+//! * `valgrind`: for programs under valgrind's memcheck: every block has a red zone, and memcheck is told of it.
 //!
 //! The front end is built for Unix systems with POSIX threads.
 
@@ -49,6 +50,8 @@ pub mod fault;
 mod fork;
 #[cfg(any(feature = "reclaim", loom))]
 pub mod hazard;
+#[cfg(all(feature = "valgrind", not(loom)))]
+mod memcheck;
 #[cfg(not(loom))]
 pub mod process;
 #[cfg(all(feature = "reclaim", not(loom)))]
@@ -68,10 +71,12 @@ mod tls;
 
 #[cfg(not(loom))]
 pub use background::start_background_purge;
+#[cfg(all(not(feature = "valgrind"), not(loom)))]
+pub use calls::{alloc, alloc_zeroed, free, free_sized, realloc, realloc_sized, usable_size};
 #[cfg(not(loom))]
-pub use calls::{
-    alloc, alloc_zeroed, collect, free, free_sized, look_up, purge, realloc, realloc_sized, tick, usable_size,
-};
+pub use calls::{collect, look_up, purge, tick};
+#[cfg(all(feature = "valgrind", not(loom)))]
+pub use memcheck::{alloc, alloc_zeroed, free, free_sized, realloc, realloc_sized, usable_size};
 #[cfg(not(loom))]
 pub use snapshot::{ClassSnapshot, Snapshot, snapshot};
 /// Policies for the depth of caches: those of the allocator's own threads and of pools.

@@ -70,6 +70,9 @@ impl<H, C> Record<H, C> {
     /// The calling thread uses the record, and `f` does not come back to it.
     #[inline]
     pub unsafe fn heap<R>(&self, f: impl FnOnce(&mut H) -> R) -> R {
+        // The heap links blocks that the program must not touch.
+        #[cfg(feature = "valgrind")]
+        let _quiet = terrane_slab::memcheck::Quiet::new();
         self.busy.store(1, Ordering::Relaxed);
         // Release, here and below: a copy of the process that has some of what `f` writes and not all of it has the mark too.
         fence(Ordering::Release);

@@ -79,6 +79,8 @@ impl<S: PageSource, O: Observer> PrivateHeap<S, O> {
             let state = state.as_ref();
             (*state.heap.get()).attach(&state.lists, 0);
         }
+        #[cfg(feature = "valgrind")]
+        crate::memcheck::heap_made(state.as_ptr().addr());
         Ok(Self { state })
     }
 
@@ -122,6 +124,14 @@ impl<S: PageSource, O: Observer> PrivateHeap<S, O> {
     /// A block of `bytes` at a multiple of `align`, a power of two; `None` when memory is out.
     #[inline]
     pub fn alloc(&self, bytes: usize, align: usize) -> Option<NonNull<u8>> {
+        #[cfg(feature = "valgrind")]
+        return self.told(bytes, align, false);
+        #[cfg(not(feature = "valgrind"))]
+        self.plain_alloc(bytes, align)
+    }
+
+    #[inline(always)]
+    fn plain_alloc(&self, bytes: usize, align: usize) -> Option<NonNull<u8>> {
         self.alloc_zero(bytes, align, true).map(|(block, _)| block)
     }
 
@@ -145,6 +155,14 @@ impl<S: PageSource, O: Observer> PrivateHeap<S, O> {
 
     /// A block of zeros.
     pub fn alloc_zeroed(&self, bytes: usize, align: usize) -> Option<NonNull<u8>> {
+        #[cfg(feature = "valgrind")]
+        return self.told(bytes, align, true);
+        #[cfg(not(feature = "valgrind"))]
+        self.plain_zeroed(bytes, align)
+    }
+
+    #[inline(always)]
+    fn plain_zeroed(&self, bytes: usize, align: usize) -> Option<NonNull<u8>> {
         let (block, zero) = self.alloc_zero(bytes, align, false)?;
         let dirty = if zero { bytes.min(size_of::<usize>()) } else { bytes };
         // SAFETY: the block has `bytes` bytes.
@@ -158,6 +176,14 @@ impl<S: PageSource, O: Observer> PrivateHeap<S, O> {
     /// The block came from this heap with the same `bytes` and `align`, and is not used any more.
     #[inline]
     pub unsafe fn free(&self, block: NonNull<u8>, bytes: usize, align: usize) {
+        #[cfg(feature = "valgrind")]
+        let (_quiet, bytes) = self.told_back(block, bytes);
+        // SAFETY: the caller's promise.
+        unsafe { self.plain_free(block, bytes, align) };
+    }
+
+    #[inline(always)]
+    unsafe fn plain_free(&self, block: NonNull<u8>, bytes: usize, align: usize) {
         let lists = &self.state().lists;
         // SAFETY: the caller's promise.
         unsafe {
@@ -184,27 +210,46 @@ impl<S: PageSource, O: Observer> PrivateHeap<S, O> {
         align: usize,
         new_bytes: usize,
     ) -> Option<NonNull<u8>> {
-        let (old, new) = (self.class_for(bytes, align), self.class_for(new_bytes, align));
+        // Under memcheck a block always moves: what pointed to the old one is wrong from now on, and is found.
+        #[cfg(not(feature = "valgrind"))]
         // SAFETY: the caller's promise.
+        if let Some(outcome) = unsafe { self.resize_in_place(block, bytes, align, new_bytes) } {
+            return Some(outcome);
+        }
+        // SAFETY: the caller's promise; the blocks do not overlap, as both are live.
         unsafe {
-            match (old, new) {
-                (Some(old), Some(new)) if old == new => return Some(block),
-                (None, None) if new_bytes > bytes => {
-                    let lists = &self.state().lists;
-                    if let Some(grown) = self.heap().grow_large(lists, block.as_ptr(), new_bytes, align) {
-                        return NonNull::new(grown);
-                    }
-                }
-                (None, None) if new_bytes >= bytes / 2 => {
-                    self.heap().shrink_large(block.as_ptr(), new_bytes);
-                    return Some(block);
-                }
-                _ => {}
-            }
             let moved = self.alloc(new_bytes, align)?;
             moved.copy_from_nonoverlapping(block, bytes.min(new_bytes));
             self.free(block, bytes, align);
             Some(moved)
+        }
+    }
+
+    /// Changes the length of a block without copying it, if that can be done; where it is then.
+    #[cfg(not(feature = "valgrind"))]
+    unsafe fn resize_in_place(
+        &self,
+        block: NonNull<u8>,
+        bytes: usize,
+        align: usize,
+        new_bytes: usize,
+    ) -> Option<NonNull<u8>> {
+        let (old, new) = (self.class_for(bytes, align), self.class_for(new_bytes, align));
+        // SAFETY: the caller's promise.
+        unsafe {
+            match (old, new) {
+                (Some(old), Some(new)) if old == new => Some(block),
+                (None, None) if new_bytes > bytes => {
+                    let lists = &self.state().lists;
+                    let grown = self.heap().grow_large(lists, block.as_ptr(), new_bytes, align)?;
+                    NonNull::new(grown)
+                }
+                (None, None) if new_bytes >= bytes / 2 => {
+                    self.heap().shrink_large(block.as_ptr(), new_bytes);
+                    Some(block)
+                }
+                _ => None,
+            }
         }
     }
 
@@ -231,6 +276,8 @@ impl<S: PageSource, O: Observer> PrivateHeap<S, O> {
 
     /// Returns every free block to its slab, and all free memory to the source.
     pub fn release_free_memory(&self) {
+        #[cfg(feature = "valgrind")]
+        let _quiet = crate::memcheck::Quiet::new();
         self.heap().release_caches(&self.state().lists);
     }
 
@@ -246,8 +293,43 @@ impl<S: PageSource, O: Observer> PrivateHeap<S, O> {
     }
 }
 
+/// What memcheck is told of the heap's blocks.
+#[cfg(feature = "valgrind")]
+impl<S: PageSource, O: Observer> PrivateHeap<S, O> {
+    fn owner(&self) -> crate::memcheck::Owner {
+        crate::memcheck::Owner::Heap(self.state.as_ptr().addr())
+    }
+
+    fn told(&self, bytes: usize, align: usize, zeroed: bool) -> Option<NonNull<u8>> {
+        use crate::memcheck::{Quiet, handed_out, padded};
+        let _quiet = Quiet::new();
+        let padded = padded(bytes);
+        let block = if zeroed { self.plain_zeroed(padded, align)? } else { self.plain_alloc(padded, align)? };
+        // SAFETY: the block is live, and has `padded` bytes; lengths of classes and of large blocks are multiples of 8.
+        unsafe {
+            let usable = match self.class_for(padded, align) {
+                Some(class) => size_class::class(class).block_bytes as usize,
+                None => self.heap().usable_large(block.as_ptr()),
+            };
+            handed_out(self.owner(), block.as_ptr(), bytes, usable, zeroed);
+        }
+        Some(block)
+    }
+
+    /// Silence while the block is freed, and its length with the red zone.
+    fn told_back(&self, block: NonNull<u8>, bytes: usize) -> (crate::memcheck::Quiet, usize) {
+        crate::memcheck::given_back(self.owner(), block.as_ptr());
+        (crate::memcheck::Quiet::new(), crate::memcheck::padded(bytes))
+    }
+}
+
 impl<S: PageSource, O: Observer> Drop for PrivateHeap<S, O> {
     fn drop(&mut self) {
+        #[cfg(feature = "valgrind")]
+        let _quiet = {
+            crate::memcheck::heap_dropped(self.state.as_ptr().addr());
+            crate::memcheck::Quiet::new()
+        };
         // SAFETY: the state is read out once; no block of the heap is used any more, as its owner promised by giving blocks
         // out with its own lifetime.
         unsafe {

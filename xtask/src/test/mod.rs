@@ -7,6 +7,7 @@
 mod book;
 mod install;
 mod steps;
+mod valgrind;
 
 pub use install::{Wanted, ensure};
 pub use steps::build_library;

@@ -1,7 +1,8 @@
 //! The checks of the workspace itself: formatting, lints, tests, packages, models.
 
-use super::{Check, Room, Verdict, Wanted, book, ensure};
+use super::{Check, Room, Verdict, Wanted, book, ensure, valgrind};
 use crate::process::run_logged;
+use crate::sanitize::{Report, Tool};
 use crate::workspace::{Error, cargo, crates, has_crate, library, root};
 use std::fs;
 use std::process::Command;
@@ -34,9 +35,17 @@ pub fn all() -> Vec<Check> {
             cargo_check(room, &["run", "--release", "--package", crate::golden::PACKAGE], 900)
         }),
         Check::new("loom", loom),
+        Check::new("valgrind", valgrind::check),
         Check::new("fuzz-regressions", fuzz_regressions),
         Check::new("fuzz", fuzz),
     ];
+    for (name, tool) in [
+        ("sanitize-thread", Tool::Thread),
+        ("sanitize-address", Tool::Address),
+        ("sanitize-miri", Tool::Miri),
+    ] {
+        checks.push(Check::new(name, move |room| sanitize(room, tool)).only_full("takes five minutes"));
+    }
     if has_crate("terrane-pages") {
         checks.push(Check::new("hwloc", hwloc));
     }
@@ -165,6 +174,18 @@ fn fuzz_regressions(room: &Room) -> Result<Verdict, Error> {
     command.args(manifest).arg("--target-dir").arg(crate::workspace::target().join("fuzz/replay"));
     command.env("TERRANE_LIBRARY", library());
     tests_of(room, &mut command)
+}
+
+fn sanitize(room: &Room, tool: Tool) -> Result<Verdict, Error> {
+    Ok(match crate::sanitize::run(tool, &room.log)? {
+        Report::Absent(why) => Verdict::Skipped(why),
+        Report::Ran { passed, failures } => Verdict::Tests {
+            passed,
+            failed: failures.len() as u64,
+            skipped: 0,
+            problem: failures.into_iter().next(),
+        },
+    })
 }
 
 /// Every fuzz target for a few seconds; kept findings are replayed first.
