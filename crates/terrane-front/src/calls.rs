@@ -45,6 +45,18 @@ fn alloc_miss(class: usize) -> *mut u8 {
 
 #[inline(never)]
 fn alloc_large(bytes: usize, align: usize) -> *mut u8 {
+    if align <= SLICE_BYTES {
+        let block = with_lists(|lists| lists.pop_large(bytes));
+        if !block.is_null() {
+            return block;
+        }
+    }
+    alloc_large_miss(bytes, align)
+}
+
+#[cold]
+#[inline(never)]
+fn alloc_large_miss(bytes: usize, align: usize) -> *mut u8 {
     if bytes > isize::MAX as usize {
         return ptr::null_mut();
     }
@@ -126,7 +138,16 @@ pub unsafe fn free_sized(block: *mut u8, bytes: usize, align: usize) {
             }
         }
         // SAFETY: the caller's promise.
-        None => unsafe { free_large(block) },
+        None => unsafe { free_large_sized(block, bytes) },
+    }
+}
+
+#[inline(never)]
+unsafe fn free_large_sized(block: *mut u8, bytes: usize) {
+    // SAFETY: the caller's promise.
+    if !with_lists(|lists| unsafe { lists.push_large(block, bytes) }) {
+        // SAFETY: the same.
+        unsafe { free_large(block) };
     }
 }
 
@@ -150,6 +171,7 @@ unsafe fn free_miss(block: *mut u8, class: usize) {
     with_heap(|heap, lists| unsafe { heap.free_miss(lists, block, class) });
 }
 
+#[cold]
 #[inline(never)]
 unsafe fn free_large(block: *mut u8) {
     // SAFETY: the caller's promise.

@@ -2,7 +2,7 @@
 //!
 //! The hit path counts nothing. Blocks are counted when they move between slabs and threads' lists, in batches; so `out` of a
 //! class is exact as a sum over heaps, and contains the blocks that wait in lists. For the calling thread those are counted
-//! apart.
+//! apart. Large blocks that wait in lists of other threads are counted as of those threads' last ticks.
 //!
 //! Invariant: a snapshot shows no more frees than allocations, and no more blocks returned than taken, whatever other threads
 //! do meanwhile: see [`terrane_slab::stats`].
@@ -124,6 +124,10 @@ impl Snapshot {
 
 /// Takes a snapshot. Linear in the number of heaps and classes; allocates nothing.
 pub fn snapshot() -> Snapshot {
+    if let Some(record) = current_record() {
+        // SAFETY: the record is the calling thread's, and counting does not come back to it.
+        with_lists(|own| unsafe { record.heap(|heap| heap.count_waiting(own)) });
+    }
     let domain = &domain().counters;
     // What ended before what began.
     let huge_freed = domain.huge_freed.get();
@@ -155,7 +159,7 @@ pub fn snapshot() -> Snapshot {
         grown_in_place: domain.grown_in_place.get(),
         remapped: domain.remapped.get(),
     };
-    let (mut large_allocated_bytes, mut large_freed_bytes, mut large_freed) = (0_u64, 0_u64, 0_u64);
+    let (mut bytes_taken, mut bytes_given, mut large_freed) = (0_u64, 0_u64, 0_u64);
     let (mut returned, mut slabs_retired) = ([0_u64; CLASSES], [0_u64; CLASSES]);
     let ended = |record: &ThreadRecord| {
         let counters = record.counters();
@@ -163,8 +167,8 @@ pub fn snapshot() -> Snapshot {
             returned[at] += class.returned.get();
             slabs_retired[at] += class.slabs_retired.get();
         }
-        large_freed += counters.large_freed.get();
-        large_freed_bytes += counters.large_bytes_freed.get();
+        large_freed += counters.large_given.get() + counters.large_waiting.get();
+        bytes_given += counters.large_bytes_given.get() + counters.large_bytes_waiting.get();
     };
     let begun = |record: &ThreadRecord| {
         let counters = record.counters();
@@ -182,16 +186,19 @@ pub fn snapshot() -> Snapshot {
         s.steals += counters.steals.get();
         s.claims += counters.claims.get();
         s.parks += counters.parks.get();
-        s.large_allocated += counters.large_allocated.get();
+        s.large_allocated += counters.large_taken.get();
         s.large_cached += counters.large_cached.get();
-        large_allocated_bytes += counters.large_bytes_allocated.get();
+        bytes_taken += counters.large_bytes_taken.get();
     };
     add_up(|| RECORDS.all(), ended, begun);
     for (at, sum) in s.classes.iter_mut().enumerate() {
         (sum.returned, sum.slabs_retired) = (returned[at], slabs_retired[at]);
     }
-    s.large_freed = large_freed;
-    s.large_live_bytes = large_allocated_bytes.saturating_sub(large_freed_bytes);
+    s.large_cached += with_lists(|own| own.large_hits());
+    s.large_allocated += s.large_cached;
+    // A block that goes from a list to the domain right now may count on both sides.
+    s.large_freed = (large_freed + s.large_cached).min(s.large_allocated);
+    s.large_live_bytes = bytes_taken.saturating_sub(bytes_given);
     let record = current_record();
     let granted = |class: usize| record.map_or(0, |record| record.counters().classes[class].granted.get());
     // SAFETY: the record is the calling thread's, and counting does not come back to it.

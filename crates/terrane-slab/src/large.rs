@@ -1,15 +1,19 @@
-//! Large blocks: single runs of slices, kept by each heap in a cache that decays.
+//! Large blocks: single runs of slices, kept by each thread in a cache that decays.
 //!
 //! Invariant: the first slice of a live large block has the tag [`Entry::LARGE`]; the thread that frees the block takes the
 //! tag away, so a second free is caught. A large block has no owner: whoever frees it may keep it.
 //!
-//! The cache is a list per length class. At every tick each list gives up as many blocks as it always had in stock since the
-//! last tick (its low water): those were not needed.
+//! The cache is a list per length class, beside the thread's lists of small blocks, so that a hit needs no heap. The heap grants
+//! each list room for a block or two as blocks are freed, within a limit of bytes for all; at a tick, lists that were not used
+//! since the last one give up their blocks and their grant.
 
 use crate::domain::{Domain, Run};
-use crate::segment::{Entry, SLICE_BYTES, SLICES, Segment, USABLE_SLICES, entry, entry_word};
+use crate::segment::{
+    Entry, HEADER_SLICES, SEGMENT_BYTES, SLICE_BYTES, SLICES, Segment, USABLE_SLICES, entry, entry_word,
+};
 use crate::sharing::Sharing;
 use crate::slab::{Block, LARGE_CLASS, Slab};
+use core::cell::Cell;
 use core::ptr;
 use terrane_core::sync::atomic::Ordering;
 use terrane_core::{Observer, PageSource};
@@ -24,7 +28,7 @@ const LARGE_CLASSES: usize = 16 + 8 * (MAX_LARGE_SLICES.ilog2() as usize - 4);
 const _: () = assert!(MAX_LARGE_SLICES <= USABLE_SLICES && MAX_LARGE_SLICES.is_power_of_two());
 
 /// Most blocks of one length class that a cache keeps: enough for a loop that allocates and frees, little to strand.
-const MOST_OF_A_CLASS: u32 = 2;
+const MOST_OF_A_CLASS: u8 = 2;
 
 /// The length class that serves `slices`.
 #[inline(always)]
@@ -63,88 +67,170 @@ pub(crate) const fn slices_for(bytes: usize) -> usize {
     slices_of(class_of(bytes.div_ceil(SLICE_BYTES)))
 }
 
-/// One list of the cache: blocks of one length class, linked through their first words.
-#[derive(Clone, Copy, Debug)]
-struct Stock {
-    first: *mut Block,
-    count: u32,
-    low_water: u32,
+/// A thread's lists of large blocks, one a length class: the hit path.
+///
+/// Invariant: the blocks of a list are the thread's, and marked as free; a list never holds more blocks than its heap has granted
+/// it, since `room` counts what is left of the grant.
+#[derive(Debug)]
+pub(crate) struct LargeLists {
+    heads: [Cell<*mut Block>; LARGE_CLASSES],
+    room: [Cell<u32>; LARGE_CLASSES],
+    hits: [Cell<u32>; LARGE_CLASSES],
 }
 
-/// A heap's cache of large blocks.
+impl LargeLists {
+    pub(crate) const fn new() -> Self {
+        Self {
+            heads: [const { Cell::new(ptr::null_mut()) }; LARGE_CLASSES],
+            room: [const { Cell::new(0) }; LARGE_CLASSES],
+            hits: [const { Cell::new(0) }; LARGE_CLASSES],
+        }
+    }
+
+    /// Blocks taken since the last [`decay`](LargeCache::decay).
+    pub(crate) fn hits(&self) -> u64 {
+        self.hits.iter().map(|hits| hits.get() as u64).sum()
+    }
+
+    /// Takes a block for `bytes`, null if there is none.
+    #[inline(always)]
+    pub(crate) fn pop(&self, bytes: usize) -> *mut u8 {
+        if bytes.wrapping_sub(1) >= MAX_LARGE_BYTES {
+            return ptr::null_mut();
+        }
+        let class = class_of(bytes.div_ceil(SLICE_BYTES));
+        let block = self.take(class);
+        if !block.is_null() {
+            self.hits[class].set(self.hits[class].get().wrapping_add(1));
+            // SAFETY: the block starts a run of slices of a live segment.
+            unsafe { mark(block) };
+        }
+        block
+    }
+
+    #[inline(always)]
+    fn take(&self, class: usize) -> *mut u8 {
+        let block = self.heads[class].get();
+        if !block.is_null() {
+            // SAFETY: blocks of the list are the thread's.
+            self.heads[class].set(unsafe { Block::next(block) });
+            self.room[class].set(self.room[class].get() + 1);
+        }
+        block.cast()
+    }
+
+    /// Gives a block back that was allocated for `bytes`; `false`, and nothing is kept, if it is no live large block or its list
+    /// has no room.
+    ///
+    /// # Safety
+    /// The block is one of this allocator, the caller's, and not used any more.
+    #[inline(always)]
+    pub(crate) unsafe fn push(&self, block: *mut u8, bytes: usize) -> bool {
+        let behind_header = block.addr() % SEGMENT_BYTES >= HEADER_SLICES * SLICE_BYTES;
+        if bytes.wrapping_sub(1) >= MAX_LARGE_BYTES || !behind_header {
+            return false;
+        }
+        let class = class_of(bytes.div_ceil(SLICE_BYTES));
+        let room = self.room[class].get();
+        // SAFETY: a block of this allocator lies in a live segment, and this one behind its header.
+        if room == 0 || unsafe { metadata_of(block) }.is_none() {
+            return false;
+        }
+        self.room[class].set(room - 1);
+        // SAFETY: the block is the caller's, who gives it to the list. See `free` for two frees at the very same moment.
+        unsafe {
+            entry_word(block).store(0, Ordering::Relaxed);
+            Block::emplace(block.cast(), self.heads[class].get());
+        }
+        self.heads[class].set(block.cast());
+        true
+    }
+}
+
+/// What a heap knows of its thread's lists of large blocks.
 #[derive(Debug)]
 pub(crate) struct LargeCache {
-    stocks: [Stock; LARGE_CLASSES],
+    /// Blocks that a list may hold.
+    granted: [u8; LARGE_CLASSES],
+    /// Room of a list at the last tick.
+    room_at_tick: [u32; LARGE_CLASSES],
+    /// Bytes of all blocks that the lists may hold.
     bytes: usize,
 }
 
 impl LargeCache {
     pub(crate) const fn new() -> Self {
-        Self { stocks: [Stock { first: ptr::null_mut(), count: 0, low_water: 0 }; LARGE_CLASSES], bytes: 0 }
+        Self { granted: [0; LARGE_CLASSES], room_at_tick: [0; LARGE_CLASSES], bytes: 0 }
     }
 
-    /// Takes a block for `bytes`, at most [`MAX_LARGE_BYTES`], out of the cache: the hit path of large blocks. The block and
-    /// its length in bytes; null if there is none.
-    #[inline(always)]
-    pub(crate) fn take(&mut self, bytes: usize) -> (*mut u8, usize) {
-        let class = class_of(bytes.div_ceil(SLICE_BYTES));
-        let length = slices_of(class) * SLICE_BYTES;
-        let block = self.pop(class, length);
-        if !block.is_null() {
-            // SAFETY: the block starts a run of slices of a live segment.
-            unsafe { mark(block) };
-        }
-        (block, length)
-    }
-
-    #[inline(always)]
-    fn pop(&mut self, class: usize, length: usize) -> *mut u8 {
-        let stock = &mut self.stocks[class];
-        let block = stock.first;
-        if !block.is_null() {
-            // SAFETY: blocks of the cache are the heap's.
-            stock.first = unsafe { Block::next(block) };
-            stock.count -= 1;
-            stock.low_water = stock.low_water.min(stock.count);
-            self.bytes -= length;
-        }
-        block.cast()
-    }
-
-    /// Keeps a block of `slices` slices, if it is of a cached length and the cache stays within `limit` bytes.
+    /// Keeps a block of `slices` slices for which its list has no room, if the lists stay within `limit` bytes.
     ///
     /// # Safety
-    /// The block is the caller's.
-    #[inline(always)]
-    unsafe fn keep(&mut self, block: *mut u8, slices: usize, limit: usize) -> bool {
+    /// The block is the caller's, and marked as free.
+    unsafe fn keep(&mut self, lists: &LargeLists, block: *mut u8, slices: usize, limit: usize) -> bool {
         let class = class_of(slices);
-        let stock = &mut self.stocks[class];
-        let room = stock.count < MOST_OF_A_CLASS && self.bytes + slices * SLICE_BYTES <= limit;
-        if !room || slices_of(class) != slices {
-            return false;
+        if lists.room[class].get() > 0 {
+            lists.room[class].set(lists.room[class].get() - 1);
+        } else {
+            let bytes = slices * SLICE_BYTES;
+            if slices_of(class) != slices || self.granted[class] >= MOST_OF_A_CLASS {
+                return false;
+            }
+            if self.bytes + bytes > limit {
+                self.withdraw(lists);
+                if self.bytes + bytes > limit {
+                    return false;
+                }
+            }
+            self.granted[class] += 1;
+            self.bytes += bytes;
         }
-        // SAFETY: the block is the caller's, who gives it to the cache.
-        unsafe { Block::emplace(block.cast(), stock.first) };
-        stock.first = block.cast();
-        stock.count += 1;
-        self.bytes += slices * SLICE_BYTES;
+        // SAFETY: the block is the caller's, who gives it to the list.
+        unsafe { Block::emplace(block.cast(), lists.heads[class].get()) };
+        lists.heads[class].set(block.cast());
         true
     }
 
-    /// Takes out what was not needed since the last call, or, with `all`, everything.
-    pub(crate) fn decay(&mut self, all: bool, mut give: impl FnMut(Run)) {
-        if self.bytes == 0 {
-            return;
-        }
+    /// Takes back what was granted and is not used.
+    fn withdraw(&mut self, lists: &LargeLists) {
         for class in 0..LARGE_CLASSES {
-            let surplus = if all { self.stocks[class].count } else { self.stocks[class].low_water };
-            for _ in 0..surplus {
-                let block = self.pop(class, slices_of(class) * SLICE_BYTES);
-                // SAFETY: blocks of the cache start runs of slices of live segments.
-                give(run_of(unsafe { metadata_at(block) }));
-            }
-            self.stocks[class].low_water = self.stocks[class].count;
+            let room = lists.room[class].replace(0);
+            self.granted[class] -= room as u8;
+            self.bytes -= room as usize * slices_of(class) * SLICE_BYTES;
         }
+    }
+
+    /// Blocks in the lists, and their bytes.
+    pub(crate) fn waiting(&self, lists: &LargeLists) -> (u64, u64) {
+        (0..LARGE_CLASSES).fold((0, 0), |(blocks, bytes), class| {
+            let count = self.granted[class] as u64 - lists.room[class].get() as u64;
+            (blocks + count, bytes + count * (slices_of(class) * SLICE_BYTES) as u64)
+        })
+    }
+
+    /// Gives up the blocks of lists that were not used since the last call, or, with `all`, all. Counts the hits.
+    pub(crate) fn decay(&mut self, lists: &LargeLists, all: bool, mut give: impl FnMut(Run)) -> u64 {
+        let mut hits = 0;
+        for class in 0..LARGE_CLASSES {
+            let new_hits = lists.hits[class].replace(0) as u64;
+            hits += new_hits;
+            let idle = new_hits == 0 && lists.room[class].get() == self.room_at_tick[class];
+            if self.granted[class] > 0 && (idle || all) {
+                loop {
+                    let block = lists.take(class);
+                    if block.is_null() {
+                        break;
+                    }
+                    // SAFETY: blocks of the list start runs of slices of live segments.
+                    give(run_of(unsafe { metadata_at(block) }));
+                }
+                self.bytes -= self.granted[class] as usize * slices_of(class) * SLICE_BYTES;
+                self.granted[class] = 0;
+                lists.room[class].set(0);
+            }
+            self.room_at_tick[class] = lists.room[class].get();
+        }
+        hits
     }
 }
 
@@ -209,7 +295,7 @@ pub(crate) fn alloc_fresh<S: PageSource, K: Sharing, O: Observer>(
     }
 }
 
-/// Frees the large block at `pointer`; `None` if none starts there, else its length in bytes.
+/// Frees the large block at `pointer`; `None` if none starts there, else the bytes that went back to the domain.
 ///
 /// # Safety
 /// `pointer` lies in a live segment, behind its header.
@@ -217,6 +303,7 @@ pub(crate) fn alloc_fresh<S: PageSource, K: Sharing, O: Observer>(
 pub(crate) unsafe fn free<S: PageSource, K: Sharing, O: Observer>(
     domain: &Domain<S, K, O>,
     cache: &mut LargeCache,
+    lists: &LargeLists,
     pointer: *mut u8,
 ) -> Option<usize> {
     // SAFETY: the caller's promise. `metadata_of` has seen the tag, which is taken away here. Two threads that free one block
@@ -226,9 +313,10 @@ pub(crate) unsafe fn free<S: PageSource, K: Sharing, O: Observer>(
         let metadata = metadata_of(pointer)?;
         entry_word(pointer).store(0, Ordering::Relaxed);
         let slices = (*metadata).local(|local| local.slices as usize);
-        if !cache.keep(pointer, slices, domain.large_cache_bytes()) {
-            domain.give_run(run_of(metadata));
+        if cache.keep(lists, pointer, slices, domain.large_cache_bytes()) {
+            return Some(0);
         }
+        domain.give_run(run_of(metadata));
         Some(slices * SLICE_BYTES)
     }
 }

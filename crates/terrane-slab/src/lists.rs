@@ -9,6 +9,7 @@
 //! misses, so the hit path has no "initialised?" test. The same state, entered on purpose, makes every call visible to an
 //! observer.
 
+use crate::large::LargeLists;
 use crate::size_class::{self, CLASSES};
 use crate::slab::{Block, HeapId};
 use core::cell::Cell;
@@ -61,6 +62,7 @@ pub struct Lists {
     heads: [Cell<*mut Block>; CLASSES],
     room: [Cell<i32>; CLASSES],
     name: Cell<HeapId>,
+    pub(crate) large: LargeLists,
 }
 
 impl Lists {
@@ -70,6 +72,7 @@ impl Lists {
             heads: [const { Cell::new(ptr::null_mut()) }; CLASSES],
             room: [const { Cell::new(0) }; CLASSES],
             name: Cell::new(NOBODY),
+            large: LargeLists::new(),
         }
     }
 
@@ -112,6 +115,28 @@ impl Lists {
         unsafe { Block::emplace(block, list.get()) };
         list.set(block);
         true
+    }
+
+    /// Takes a large block for `bytes`, at a multiple of the slice length; null if there is none.
+    #[inline(always)]
+    pub fn pop_large(&self, bytes: usize) -> *mut u8 {
+        self.large.pop(bytes)
+    }
+
+    /// Gives a large block back that was allocated, or last grown, for `bytes`; `false`, and nothing is kept, if it is no live
+    /// large block or there is no room for it.
+    ///
+    /// # Safety
+    /// The block is one of the allocator that the lists belong to, the caller's, and not used any more.
+    #[inline(always)]
+    pub unsafe fn push_large(&self, block: *mut u8, bytes: usize) -> bool {
+        // SAFETY: the caller's promise.
+        unsafe { self.large.push(block, bytes) }
+    }
+
+    /// Large blocks allocated from these lists since the heap's last tick.
+    pub fn large_hits(&self) -> u64 {
+        self.large.hits()
     }
 
     /// Whether `block` is the one that was last freed into the list of `class`: a cheap look for the commonest double free.

@@ -159,16 +159,20 @@ pub struct HeapCounters {
     pub claims: Counter,
     /// Slabs parked.
     pub parks: Counter,
-    /// Large blocks allocated.
-    pub large_allocated: Counter,
-    /// Large blocks freed.
-    pub large_freed: Counter,
-    /// Of the large blocks allocated, those served from the heap's own cache.
+    /// Large blocks taken from the domain.
+    pub large_taken: Counter,
+    /// Large blocks given back to the domain.
+    pub large_given: Counter,
+    /// Large blocks allocated from the thread's own lists, as of the last tick.
     pub large_cached: Counter,
-    /// Bytes of large blocks allocated.
-    pub large_bytes_allocated: Counter,
-    /// Bytes of large blocks freed.
-    pub large_bytes_freed: Counter,
+    /// Large blocks that waited in the thread's lists at the last tick.
+    pub large_waiting: Counter,
+    /// Bytes of large blocks taken from the domain.
+    pub large_bytes_taken: Counter,
+    /// Bytes of large blocks given back to the domain.
+    pub large_bytes_given: Counter,
+    /// Bytes of large blocks that waited in the thread's lists at the last tick.
+    pub large_bytes_waiting: Counter,
 }
 
 impl HeapCounters {
@@ -192,11 +196,13 @@ impl HeapCounters {
             steals: Counter::new(),
             claims: Counter::new(),
             parks: Counter::new(),
-            large_allocated: Counter::new(),
-            large_freed: Counter::new(),
+            large_taken: Counter::new(),
+            large_given: Counter::new(),
             large_cached: Counter::new(),
-            large_bytes_allocated: Counter::new(),
-            large_bytes_freed: Counter::new(),
+            large_waiting: Counter::new(),
+            large_bytes_taken: Counter::new(),
+            large_bytes_given: Counter::new(),
+            large_bytes_waiting: Counter::new(),
         }
     }
 }

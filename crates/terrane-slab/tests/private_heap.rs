@@ -146,7 +146,7 @@ fn run(ops: &[Op], page: usize) {
         let domain = &heap.domain().counters;
         assert_eq!(domain.slices_in_use.get(), 0);
         assert_eq!((domain.huge_live.get(), domain.huge_committed.get()), (0, 0));
-        assert_eq!(counters.large_bytes_allocated.get(), counters.large_bytes_freed.get());
+        assert_eq!(counters.large_bytes_taken.get(), counters.large_bytes_given.get());
     }
     assert_eq!(source.reserved.load(Ordering::Relaxed), 0, "address space is not given back");
 }

@@ -72,13 +72,34 @@ impl<S: PageSource, K: Sharing, O: Observer> Heap<S, K, O> {
             self.rooms_at_tick[class] = lists.room(class);
             self.park_surplus(class);
         }
-        // SAFETY: a heap never outlives its domain.
-        let domain = unsafe { &*self.domain };
-        self.large.decay(false, |run| domain.give_run(run));
+        self.decay_large(lists, false);
         self.size_lists(lists, false);
         if delay != PurgePolicy::NEVER {
-            domain.purge(now, false);
+            self.domain().purge(now, false);
         }
+    }
+
+    /// Gives up large blocks that wait in the thread's lists: those not used since the last call, or, with `all`, all.
+    fn decay_large(&mut self, lists: &Lists, all: bool) {
+        // SAFETY: a heap never outlives its domain.
+        let domain = unsafe { &*self.domain };
+        let (mut given, mut bytes) = (0, 0);
+        let hits = self.large.decay(&lists.large, all, |run| {
+            given += 1;
+            bytes += (run.len * SLICE_BYTES) as u64;
+            domain.give_run(run);
+        });
+        self.counters.large_cached.add(hits);
+        self.counters.large_given.add(given);
+        self.counters.large_bytes_given.add(bytes);
+        self.count_waiting(lists);
+    }
+
+    /// Notes how many large blocks wait in the thread's lists.
+    pub fn count_waiting(&mut self, lists: &Lists) {
+        let (blocks, bytes) = self.large.waiting(&lists.large);
+        self.counters.large_waiting.set(blocks);
+        self.counters.large_bytes_waiting.set(bytes);
     }
 
     pub(super) fn drain_list(&mut self, lists: &Lists, class: usize) {
@@ -125,19 +146,15 @@ impl<S: PageSource, K: Sharing, O: Observer> Heap<S, K, O> {
     /// memory of the domain.
     pub fn release_caches(&mut self, lists: &Lists) {
         self.collect(lists);
-        // SAFETY: a heap never outlives its domain.
-        let domain = unsafe { &*self.domain };
-        self.large.decay(true, |run| domain.give_run(run));
-        domain.purge(domain.now(), true);
+        self.decay_large(lists, true);
+        self.domain().purge(self.domain().now(), true);
     }
 
     /// Gives up all slabs, so that other heaps can use them: the thread is ending. The heap is as new afterwards, and its
     /// name and counters stay.
     pub fn abandon(&mut self, lists: &Lists) {
         self.collect(lists);
-        // SAFETY: a heap never outlives its domain.
-        let domain = unsafe { &*self.domain };
-        self.large.decay(true, |run| domain.give_run(run));
+        self.decay_large(lists, true);
         for class in 0..CLASSES {
             loop {
                 let slab = self.queues[class].fullest();

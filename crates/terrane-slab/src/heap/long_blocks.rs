@@ -9,12 +9,9 @@ impl<S: PageSource, K: Sharing, O: Observer> Heap<S, K, O> {
     /// second answer is whether the block reads as zero. `dense` says that all of a huge block is expected to be used.
     #[inline]
     pub fn alloc_large(&mut self, lists: &Lists, bytes: usize, align: usize, dense: bool) -> (*mut u8, bool) {
-        if bytes.wrapping_sub(1) < large::MAX_LARGE_BYTES && align <= SLICE_BYTES {
-            let (block, length) = self.large.take(bytes);
+        if align <= SLICE_BYTES {
+            let block = lists.pop_large(bytes);
             if !block.is_null() {
-                self.counters.large_allocated.add(1);
-                self.counters.large_cached.add(1);
-                self.counters.large_bytes_allocated.add(length as u64);
                 return (block, false);
             }
         }
@@ -53,8 +50,8 @@ impl<S: PageSource, K: Sharing, O: Observer> Heap<S, K, O> {
             let domain = unsafe { &*self.domain };
             let taken = large::alloc_fresh(domain, slices, align_slices, self.node, &mut self.segment);
             let Some(taken) = taken else { return (ptr::null_mut(), false) };
-            self.counters.large_allocated.add(1);
-            self.counters.large_bytes_allocated.add((slices * SLICE_BYTES) as u64);
+            self.counters.large_taken.add(1);
+            self.counters.large_bytes_taken.add((slices * SLICE_BYTES) as u64);
             return taken;
         }
         match self.domain().huge_alloc(bytes, align, spare, dense, self.node) {
@@ -79,10 +76,11 @@ impl<S: PageSource, K: Sharing, O: Observer> Heap<S, K, O> {
                 }
             } else {
                 let domain = &*self.domain;
-                match large::free(domain, &mut self.large, block) {
+                match large::free(domain, &mut self.large, &lists.large, block) {
+                    Some(0) => {}
                     Some(bytes) => {
-                        self.counters.large_freed.add(1);
-                        self.counters.large_bytes_freed.add(bytes as u64);
+                        self.counters.large_given.add(1);
+                        self.counters.large_bytes_given.add(bytes as u64);
                     }
                     None => self.misuse(Misuse::DoubleFree, block.addr()),
                 }
@@ -126,7 +124,7 @@ impl<S: PageSource, K: Sharing, O: Observer> Heap<S, K, O> {
                     let wanted = large::slices_for(bytes);
                     if self.domain().extend_run(&run, wanted - run.len) {
                         (*metadata).local(|local| local.slices = wanted as u16);
-                        self.counters.large_bytes_allocated.add(((wanted - run.len) * SLICE_BYTES) as u64);
+                        self.counters.large_bytes_taken.add(((wanted - run.len) * SLICE_BYTES) as u64);
                         self.domain().counters.grown_in_place.add_shared::<K>(1);
                         return Some(block);
                     }
@@ -168,8 +166,8 @@ impl<S: PageSource, K: Sharing, O: Observer> Heap<S, K, O> {
                 if self.domain().source.geometry().zeroed {
                     crate::bitmap::clear::<K>(&(*segment).dirty, run.index, run.len);
                 }
-                self.counters.large_freed.add(1);
-                self.counters.large_bytes_freed.add(bytes as u64);
+                self.counters.large_given.add(1);
+                self.counters.large_bytes_given.add(bytes as u64);
                 self.domain().give_run(run);
             } else {
                 self.domain().huge_moved(&*segment);
