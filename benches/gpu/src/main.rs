@@ -29,6 +29,9 @@ pub struct Args {
     /// Rounds of each measurement; the median is shown
     #[arg(long, default_value_t = 5)]
     rounds: usize,
+    /// Only parts whose names start so: pairs, traces, remapping, transfers, peers
+    #[arg(long, default_value = "")]
+    part: String,
     /// Skip the checks
     #[arg(long)]
     no_checks: bool,
@@ -105,7 +108,7 @@ fn main() -> ExitCode {
         ("transfers", transfers::run),
         ("peers", peers::run),
     ];
-    for (name, part) in parts {
+    for (name, part) in parts.into_iter().filter(|(name, _)| name.starts_with(&args.part)) {
         println!();
         if let Err(error) = part(&bench) {
             println!("{name}: FAILED: {error}");

@@ -2,6 +2,7 @@
 //! device as on a real one, as long as the work of a step is done when the step is.
 
 use crate::{Bench, Failure, engine};
+use terrane_fit::BestFit;
 use terrane_gpu::{Block, ChunkConfig, DevicePool, Stream, VariablePool, VmmConfig};
 
 struct Dice(u64);
@@ -27,13 +28,13 @@ struct Run<'a, P> {
 impl<P: DevicePool> Run<'_, P> {
     fn take(&mut self, len: u64) -> Result<Block, Failure> {
         let block = self.pool.allocate(len, 256, self.stream)?;
-        self.live += block.len();
+        self.live += block.asked();
         self.peak_live = self.peak_live.max(self.live);
         Ok(block)
     }
 
     fn give(&mut self, block: Block) {
-        self.live -= block.len();
+        self.live -= block.asked();
         // SAFETY: no work uses the block.
         unsafe { self.pool.deallocate(block, self.stream, &[]) }
     }
@@ -159,23 +160,27 @@ fn report<P: DevicePool>(
     Ok(peak_live)
 }
 
+/// The engine of pools over mapped pieces: what it leaves over is shortest.
+fn best_fit() -> BestFit {
+    BestFit::with_granule(256)
+}
+
 /// Every trace on both kinds of variable pool.
 pub fn run(bench: &Bench) -> Result<(), Failure> {
-    println!("traces: memory held against memory in use");
+    println!("traces: memory held against memory asked for");
     let names = ["peak live", "peak held"].map(|n| format!("{n:>14}")).concat();
     println!(
         "{:>12}{:>10}{names}{:>10}{:>10}{:>10}{:>14}",
         "trace", "pool", "ratio", "grown", "remapped", "largest/free"
     );
     for trace in ["serving", "training", "random"] {
-        let chunks = ChunkConfig { chunk_len: 32 << 20, ..ChunkConfig::default() };
-        let chunked = VariablePool::on(bench.device.clone(), chunks, engine);
+        let chunked = VariablePool::on(bench.device.clone(), ChunkConfig::default(), engine);
         // A refusal leaves the epoch open, and the ratio worse.
         let close = |stream| {
             let _ = chunked.order().close(stream);
         };
         report(bench, trace, "chunks", &chunked, None, &close)?;
-        let vmm = VariablePool::mapped_on(bench.device.clone(), VmmConfig::default(), engine)?;
+        let vmm = VariablePool::mapped_on(bench.device.clone(), VmmConfig::default(), best_fit)?;
         let close = |stream| {
             let _ = vmm.order().close(stream);
         };
@@ -183,7 +188,7 @@ pub fn run(bench: &Bench) -> Result<(), Failure> {
         // Once more with no more memory than 1.05 times what was in use at the peak.
         let piece = VmmConfig::default().piece_len;
         let config = VmmConfig { limit: (peak / 100 * 105).next_multiple_of(piece), ..VmmConfig::default() };
-        let tight = VariablePool::mapped_on(bench.device.clone(), config, engine)?;
+        let tight = VariablePool::mapped_on(bench.device.clone(), config, best_fit)?;
         let close = |stream| {
             let _ = tight.order().close(stream);
         };

@@ -2,7 +2,8 @@
 //! (and `cudarc`) uses, so that both can be tested, unmodified, on a machine with no GPU. Built as a shared library by
 //! `cargo test`; never installed, and never to be mistaken for a driver.
 //!
-//! Environment: `FAKE_CUDA_DEVICES` (how many, 2 if absent), `FAKE_CUDA_INIT` (what `cuInit` returns), `FAKE_CUDA_SEED`.
+//! Environment: `FAKE_CUDA_DEVICES` (how many, 2 if absent), `FAKE_CUDA_INIT` (what `cuInit` returns), `FAKE_CUDA_SEED`,
+//! `FAKE_CUDA_NUMA` (the host's memory node that devices are near to, none if absent).
 #![allow(
     non_snake_case,
     missing_docs,
@@ -136,7 +137,7 @@ exports! {
     }
     fn cuDeviceGetAttribute(value: *mut i32, which: i32, _device: i32) {
         // SAFETY: see above. 102: virtual memory; 115: memory pools; 130: NUMA node.
-        unsafe { put(value, Ok(match which { 102 | 115 => 1, 130 => -1, _ => 0 })) }
+        unsafe { put(value, Ok(match which { 102 | 115 => 1, 130 => number("FAKE_CUDA_NUMA", u64::MAX) as i32, _ => 0 })) }
     }
     fn cuDevicePrimaryCtxRetain(context: *mut *mut c_void, device: i32) {
         // SAFETY: see above.

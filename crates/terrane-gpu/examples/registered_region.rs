@@ -81,7 +81,8 @@ unsafe impl Source for Registered {
 fn main() -> Result<(), PoolError> {
     let card = Arc::new(Card::default());
     let source = Registered { card: card.clone() };
-    let chunks = Chunks::new(source, ChunkConfig { chunk_len: 1 << 20, limit: 8 << 20 });
+    let chunks =
+        Chunks::new(source, ChunkConfig { chunk_len: 1 << 20, limit: 8 << 20, ..ChunkConfig::default() });
     let engine = || terrane_fit::Tlsf::with_granule(256);
     let pool = Track::new(VariablePool::over(Arc::new(Immediate), chunks, engine));
 

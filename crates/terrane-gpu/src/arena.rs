@@ -5,6 +5,7 @@
 //! about space alone, and order is looked up afterwards.
 
 use crate::device::Streams;
+use crate::space::Space;
 use crate::stream_order::{Stamp, StreamOrder};
 use std::collections::BTreeMap;
 use terrane_core::{PlaceError, Placement, PlacementError, Span};
@@ -95,7 +96,7 @@ impl StampMap {
 
 /// A placement engine with the order of its holes, and the backing's books.
 pub struct Arena<P, K> {
-    pub(crate) engine: P,
+    pub(crate) engine: Space<P>,
     pub(crate) stamps: StampMap,
     pub(crate) books: K,
     /// Bytes placed: handed out, or in some stream's list.
@@ -108,9 +109,9 @@ pub struct Arena<P, K> {
 }
 
 impl<P: Placement, K: Books> Arena<P, K> {
-    pub(crate) fn new(engine: P, books: K) -> Self {
+    pub(crate) fn new(engine: P, books: K, whole_from: u64) -> Self {
         Self {
-            engine,
+            engine: Space::new(engine, whole_from),
             stamps: StampMap::default(),
             books,
             placed: 0,

@@ -4,12 +4,17 @@
 //! Invariant: each chunk is one extent of the source, and spans never cross from one extent to another, even if the source
 //! happens to hand out neighbours: the driver does not know of copies across its allocations. So an offset of the pool's
 //! space is the address with a *colour* in its upper bits, and neighbouring chunks differ in colour.
+//!
+//! Short blocks share chunks; a long block gets a chunk of its own length, handed out whole. Chunks cannot be joined, so a
+//! long chunk in which one short block had settled would be lost to long requests; and one that nobody shares can go back
+//! the moment more is held than [`ChunkConfig::idle_percent`] allows.
 
 use crate::arena::Arena;
 use crate::device::{Device, Streams};
 use crate::error::{PoolError, Shortage};
 use crate::size_class::GRANULE;
 use crate::sources::DeviceMemory;
+use crate::space::{DRIVER_PAGE, WHOLE, WHOLE_ALIGN, suits};
 use crate::stream_order::StreamOrder;
 use crate::variable::{Backing, Engine, VariablePool};
 use parking_lot::Mutex;
@@ -28,13 +33,19 @@ pub struct ChunkConfig {
     /// Usual bytes of a chunk. A longer request gets a chunk of its own length; when the source has no room for a usual
     /// chunk, shorter ones are tried.
     pub chunk_len: u64,
+    /// Requests of this many bytes or more get a chunk of their own, rounded up to 2 MiB if it is as long as that:
+    /// drivers do not take less. An idle one serves requests that are shorter by a sixteenth at most.
+    pub whole_from: u64,
+    /// Chunks that nobody uses are kept until the pool has to grow, and then as long as all that is held is no more than
+    /// this much above what is in use, in percent. More of it spares driver calls, less of it memory.
+    pub idle_percent: u32,
     /// Most bytes that the pool may hold; `u64::MAX` for no limit.
     pub limit: u64,
 }
 
 impl Default for ChunkConfig {
     fn default() -> Self {
-        Self { chunk_len: 64 << 20, limit: u64::MAX }
+        Self { chunk_len: 32 << 20, whole_from: 8 << 20, idle_percent: 10, limit: u64::MAX }
     }
 }
 
@@ -86,7 +97,7 @@ impl<M: Source> Chunks<M> {
         let mut taken = [false; 3];
         for (offset, other) in chunks.iter() {
             if other.address() == end || other.address() + other.len() == start {
-                taken[(offset >> ADDRESS_BITS) as usize] = true;
+                taken[((offset & !WHOLE) >> ADDRESS_BITS) as usize] = true;
             }
         }
         // At most two neighbours, so one of three colours is left.
@@ -94,7 +105,13 @@ impl<M: Source> Chunks<M> {
         start | colour << ADDRESS_BITS
     }
 
-    fn acquire(&self, need: u64, held: u64) -> Result<Extent, PoolError> {
+    /// Bytes of a chunk that is handed out whole to `len` bytes.
+    fn whole_len(&self, len: u64) -> u64 {
+        let page = if len < DRIVER_PAGE { 1 } else { DRIVER_PAGE };
+        len.next_multiple_of(page).next_multiple_of(self.source.geometry().granule)
+    }
+
+    fn acquire(&self, need: u64, whole: bool, held: u64) -> Result<Extent, PoolError> {
         let geometry = self.source.geometry();
         let room = self.config.limit.saturating_sub(held) / geometry.granule * geometry.granule;
         let need = need.next_multiple_of(geometry.granule);
@@ -102,7 +119,8 @@ impl<M: Source> Chunks<M> {
             let error = PoolError { shortage: Shortage::Limit, ..PoolError::bad_request(need) };
             return Err(error.with_limit(Some(self.config.limit)));
         }
-        let usual = self.config.chunk_len.next_multiple_of(geometry.granule);
+        let usual = if whole { self.whole_len(need) } else { self.config.chunk_len };
+        let usual = usual.next_multiple_of(geometry.granule);
         let mut len = need.max(usual).min(room).min(geometry.max_len.max(need));
         loop {
             match self.source.acquire(len, geometry.max_align.min(256)) {
@@ -114,59 +132,23 @@ impl<M: Source> Chunks<M> {
             }
         }
     }
-}
 
-impl<M, S> Backing<S> for Chunks<M>
-where
-    M: Source + Clone + Send + Sync + 'static,
-    S: Streams + ?Sized,
-{
-    type Books = ();
-
-    fn books(&self) {}
-
-    fn grow<P: Placement>(
+    /// Gives chunks that nobody uses back until that makes `wanted` bytes, those that are handed out whole first. With
+    /// `wait`, the host waits for work on them if it must.
+    fn release_idle<P: Placement, S: Streams + ?Sized>(
         &self,
-        len: u64,
-        align: u64,
         arena: &Mutex<Arena<P, ()>>,
         order: &StreamOrder<S>,
-    ) -> Result<(), PoolError> {
-        let granules = if self.source.geometry().max_align < GRANULE { GRANULE } else { 0 };
-        let slack = granules + if align > 256 { align } else { 0 };
-        if len > self.config.chunk_len {
-            // Such a request gets a chunk of its own. Idle chunks would only add to what is held, so they go first.
-            Backing::<S>::shrink(self, arena, order, false);
-        }
-        let held = arena.lock().reserved;
-        let extent = match self.acquire(len + slack, held) {
-            Ok(extent) => extent,
-            Err(error) => {
-                // Chunks that nobody uses may be too short, and stand in the way of one that is not.
-                if Backing::<S>::shrink(self, arena, order, true) == 0 {
-                    return Err(error);
-                }
-                let held = arena.lock().reserved;
-                self.acquire(len + slack, held)?
-            }
-        };
-        let offset = self.offset_of(&extent);
-        let (len, span) = (extent.len(), usable(offset, extent.len()));
-        self.chunks.lock().insert(offset, extent);
-        if arena.lock().add(span).is_err() {
-            if let Some(extent) = self.chunks.lock().remove(&offset) {
-                // SAFETY: the chunk was never part of the space. If the source refuses, there is nobody left to tell.
-                let _ = unsafe { self.source.release(extent) };
-            }
-            return Err(PoolError { shortage: Shortage::Exhaustion, ..PoolError::bad_request(len) });
-        }
-        Ok(())
-    }
-
-    fn shrink<P: Placement>(&self, arena: &Mutex<Arena<P, ()>>, order: &StreamOrder<S>, wait: bool) -> u64 {
-        let all: Vec<(u64, u64)> = self.chunks.lock().iter().map(|(&o, e)| (o, e.len())).collect();
+        wait: bool,
+        wanted: u64,
+    ) -> u64 {
+        // The bit of whole chunks is above all addresses and colours.
+        let all: Vec<(u64, u64)> = self.chunks.lock().iter().rev().map(|(&o, e)| (o, e.len())).collect();
         let mut given_back = 0;
         for (offset, len) in all {
+            if given_back >= wanted {
+                break;
+            }
             let span = usable(offset, len);
             if wait {
                 // Only if the chunk is one hole does anybody wait.
@@ -198,6 +180,74 @@ where
             }
         }
         given_back
+    }
+}
+
+impl<M, S> Backing<S> for Chunks<M>
+where
+    M: Source + Clone + Send + Sync + 'static,
+    S: Streams + ?Sized,
+{
+    type Books = ();
+
+    fn books(&self) {}
+
+    fn grow<P: Placement>(
+        &self,
+        len: u64,
+        align: u64,
+        shared: bool,
+        arena: &Mutex<Arena<P, ()>>,
+        order: &StreamOrder<S>,
+    ) -> Result<(), PoolError> {
+        let granules = if self.source.geometry().max_align < GRANULE { GRANULE } else { 0 };
+        let slack = granules + if align > 256 { align } else { 0 };
+        let whole = !shared
+            && len >= self.config.whole_from
+            && align <= WHOLE_ALIGN
+            && slack == 0
+            && suits(self.whole_len(len), len);
+        let usual = if whole { self.whole_len(len) } else { len.max(self.config.chunk_len) };
+        let (held, placed) = {
+            let arena = arena.lock();
+            (arena.reserved, arena.placed)
+        };
+        // What will be in use, and the share of it that may lie idle.
+        let most = (placed + usual).saturating_add(placed / 100 * u64::from(self.config.idle_percent));
+        if held + usual > most {
+            self.release_idle(arena, order, false, held + usual - most);
+        }
+        let held = arena.lock().reserved;
+        let extent = match self.acquire(len + slack, whole, held) {
+            Ok(extent) => extent,
+            Err(error) => {
+                // Chunks that nobody uses may be too short, and stand in the way of one that is not.
+                if Backing::<S>::shrink(self, arena, order, true) == 0 {
+                    return Err(error);
+                }
+                let held = arena.lock().reserved;
+                self.acquire(len + slack, whole, held)?
+            }
+        };
+        let offset = self.offset_of(&extent) | if whole { WHOLE } else { 0 };
+        let (len, span) = (extent.len(), usable(offset, extent.len()));
+        self.chunks.lock().insert(offset, extent);
+        if arena.lock().add(span).is_err() {
+            if let Some(extent) = self.chunks.lock().remove(&offset) {
+                // SAFETY: the chunk was never part of the space. If the source refuses, there is nobody left to tell.
+                let _ = unsafe { self.source.release(extent) };
+            }
+            return Err(PoolError { shortage: Shortage::Exhaustion, ..PoolError::bad_request(len) });
+        }
+        Ok(())
+    }
+
+    fn shrink<P: Placement>(&self, arena: &Mutex<Arena<P, ()>>, order: &StreamOrder<S>, wait: bool) -> u64 {
+        self.release_idle(arena, order, wait, u64::MAX)
+    }
+
+    fn whole_from(&self) -> u64 {
+        self.config.whole_from
     }
 
     fn address(&self, offset: u64) -> u64 {

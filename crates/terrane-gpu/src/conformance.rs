@@ -9,6 +9,7 @@ use crate::device::{Device, Stream};
 use crate::fixed::{FixedConfig, FixedPool, Locked};
 use crate::free_list::FreeList;
 use crate::pool::{Block, DevicePool};
+use crate::size_class_pool::{SizeClassConfig, SizeClassPool};
 use crate::variable::{Engine, VariablePool};
 use crate::vmm::VmmConfig;
 use std::sync::Arc;
@@ -32,7 +33,7 @@ fn require(holds: bool, what: impl FnOnce() -> String) -> Result<(), Failure> {
 /// Runs every check on `device`, with pools that divide their space by engines from `engine`.
 pub fn run<D: Device + ?Sized + 'static, P: Engine>(device: &Arc<D>, engine: fn() -> P) -> Vec<Outcome> {
     type Check<'a> = (&'static str, Box<dyn Fn() -> Result<(), Failure> + 'a>);
-    let chunks = ChunkConfig { chunk_len: 8 << 20, limit: 256 << 20 };
+    let chunks = ChunkConfig { chunk_len: 8 << 20, limit: 256 << 20, ..ChunkConfig::default() };
     let checks: Vec<Check<'_>> = vec![
         ("memory keeps what is written", Box::new(|| keeps_contents(device))),
         ("events order streams", Box::new(|| events_order_streams(device))),
@@ -56,6 +57,13 @@ pub fn run<D: Device + ?Sized + 'static, P: Engine>(device: &Arc<D>, engine: fn(
                 }
                 let config = VmmConfig { limit: 256 << 20, ..VmmConfig::default() };
                 mixed(device, &VariablePool::mapped_on(device.clone(), config, engine)?, 2)
+            }),
+        ),
+        (
+            "size classes over a variable pool",
+            Box::new(|| {
+                let behind = VariablePool::on(device.clone(), chunks, engine);
+                mixed(device, &SizeClassPool::new(behind, device.clone(), SizeClassConfig::default()), 3)
             }),
         ),
         ("remapping keeps live contents", Box::new(|| remapping(device, engine))),

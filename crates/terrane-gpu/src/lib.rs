@@ -5,6 +5,7 @@
 //!   DeviceBuf<T>, Transfer                typed, gives itself back | copies that own both ends
 //!        |
 //!   Limit, Track, Trace, Statistics, …    adaptors: each takes any pool and is one
+//!   SizeClassPool                         one more: short blocks from slabs, by length class
 //!        |
 //!   FixedPool     VariablePool<P>         one length, lock-free | any length, over any placement engine P
 //!        |          |          |
@@ -79,9 +80,11 @@ pub mod pinned;
 pub mod pool;
 pub mod sim;
 mod size_class;
+pub mod size_class_pool;
 #[cfg(feature = "snapshot")]
 pub mod snapshot;
 pub mod sources;
+mod space;
 pub mod stream_order;
 pub mod transfer;
 pub mod variable;
@@ -101,6 +104,7 @@ pub use fixed::{FixedConfig, FixedPool, LockFree, Locked};
 pub use pinned::{PinnedBuf, PinnedPool};
 pub use pool::{Block, DevicePool, PoolStats};
 pub use sim::{Sim, SimConfig, SimDevice};
+pub use size_class_pool::{SizeClassConfig, SizeClassPool};
 pub use sources::{DeviceMemory, Immediate, PinnedMemory};
 pub use stream_order::{OrderStats, Stamp, StreamOrder};
 pub use variable::{Backing, Engine, StreamFigures, VariablePool};

@@ -5,7 +5,7 @@
 //! is given back, and the pool needs no order between streams.
 //!
 //! Page-locking costs the driver milliseconds, a block from the pool tens of nanoseconds. The memory is not write-combined:
-//! the host may read it at full speed.
+//! the host may read it at full speed. Where the device is nearer to one NUMA node than to others, it comes from there.
 
 use crate::buf::Plain;
 use crate::chunks::{ChunkConfig, Chunks};
@@ -19,17 +19,19 @@ use core::mem::ManuallyDrop;
 use core::ops::{Deref, DerefMut};
 use std::sync::Arc;
 use terrane_fit::Tlsf;
+use terrane_pages::numa::node_count;
 
 type Inner<D> = VariablePool<Tlsf, Chunks<PinnedMemory<D>>, Immediate>;
 
 /// A pool of page-locked host memory. Clones share it.
 pub struct PinnedPool<D: Device + ?Sized + 'static> {
     inner: Arc<Inner<D>>,
+    node: Option<u32>,
 }
 
 impl<D: Device + ?Sized + 'static> Clone for PinnedPool<D> {
     fn clone(&self) -> Self {
-        Self { inner: self.inner.clone() }
+        Self { inner: self.inner.clone(), node: self.node }
     }
 }
 
@@ -40,11 +42,30 @@ impl<D: Device + ?Sized + 'static> core::fmt::Debug for PinnedPool<D> {
 }
 
 impl<D: Device + ?Sized + 'static> PinnedPool<D> {
-    /// A pool of memory that the driver of `device` page-locks. Takes none yet.
+    /// A pool of memory that the driver of `device` page-locks: on the device's NUMA node, if the device says which that is
+    /// and there are several. Takes none yet.
     pub fn new(device: Arc<D>, config: ChunkConfig) -> Self {
-        let chunks = Chunks::new(PinnedMemory(device), config);
+        match device.info().numa_node.filter(|_| node_count() > 1) {
+            Some(node) => Self::near(device, node, config),
+            None => Self::of(PinnedMemory::new(device), config),
+        }
+    }
+
+    /// A pool of page-locked memory that prefers the NUMA node `node`. Takes none yet.
+    pub fn near(device: Arc<D>, node: u32, config: ChunkConfig) -> Self {
+        Self::of(PinnedMemory::near(device, node), config)
+    }
+
+    fn of(memory: PinnedMemory<D>, config: ChunkConfig) -> Self {
+        let node = memory.node();
         let engine = || Tlsf::with_granule(256);
-        Self { inner: Arc::new(VariablePool::over(Arc::new(Immediate), chunks, engine)) }
+        let pool = VariablePool::over(Arc::new(Immediate), Chunks::new(memory, config), engine);
+        Self { inner: Arc::new(pool), node }
+    }
+
+    /// The NUMA node that the memory prefers, if one is.
+    pub fn node(&self) -> Option<u32> {
+        self.node
     }
 
     /// `len` values, all zero.

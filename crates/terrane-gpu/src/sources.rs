@@ -3,8 +3,11 @@
 use crate::device::{Device, DriverResult, Event, Stream, Streams};
 use crate::error::DriverError;
 use core::ptr::NonNull;
+use parking_lot::Mutex;
+use std::collections::HashSet;
 use std::sync::Arc;
 use terrane_core::{Extent, Geometry, HostMapped, ReleaseError, Source, SourceError};
+use terrane_pages::{Mmap, NodeChoice, Numa};
 
 /// Bytes that the driver's allocations are rounded up to here.
 const DEVICE_GRANULE: u64 = 512;
@@ -53,39 +56,107 @@ unsafe impl<D: Device + ?Sized> Source for DeviceMemory<D> {
     }
 }
 
-/// Page-locked host memory of a device's driver as a [`Source`]; not write-combined, so the host may read it.
-#[derive(Debug)]
-pub struct PinnedMemory<D: Device + ?Sized>(pub Arc<D>);
+/// Page-locked host memory as a [`Source`]; not write-combined, so the host may read it.
+///
+/// [`new`](Self::new) lets the driver allocate it. [`near`](Self::near) takes pages that prefer a NUMA node and has the
+/// driver lock them: locking brings the pages in, and so they come from that node. Either is locked for all devices.
+pub struct PinnedMemory<D: Device + ?Sized> {
+    device: Arc<D>,
+    near: Option<Arc<Near>>,
+}
 
-impl<D: Device + ?Sized> Clone for PinnedMemory<D> {
-    fn clone(&self) -> Self {
-        Self(self.0.clone())
+struct Near {
+    node: u32,
+    pages: Numa<Mmap>,
+    /// Addresses that the driver allocated after all, because it would not lock pages of ours.
+    by_driver: Mutex<HashSet<u64>>,
+}
+
+impl<D: Device + ?Sized> PinnedMemory<D> {
+    /// Memory that the driver of `device` allocates, wherever it likes.
+    pub fn new(device: Arc<D>) -> Self {
+        Self { device, near: None }
+    }
+
+    /// Memory that prefers the NUMA node `node`: a hint, as [`Numa`] has it.
+    pub fn near(device: Arc<D>, node: u32) -> Self {
+        let pages = Numa::new(Mmap::new(), NodeChoice::Node(node));
+        let near = Near { node, pages, by_driver: Mutex::default() };
+        Self { device, near: Some(Arc::new(near)) }
+    }
+
+    /// The node that is preferred, if one is.
+    pub fn node(&self) -> Option<u32> {
+        self.near.as_ref().map(|near| near.node)
+    }
+
+    fn take_from_driver(&self, len: u64) -> Result<Extent, SourceError> {
+        let ptr = self.device.host_alloc(len as usize).map_err(|error| refusal(error, len))?;
+        // SAFETY: the driver has just given the range to us.
+        Ok(unsafe { Extent::from_raw(ptr.expose_provenance() as u64, len, 0) })
     }
 }
 
-// SAFETY: the driver keeps live allocations apart, and they start at a page.
+impl<D: Device + ?Sized> Clone for PinnedMemory<D> {
+    fn clone(&self) -> Self {
+        Self { device: self.device.clone(), near: self.near.clone() }
+    }
+}
+
+impl<D: Device + ?Sized> core::fmt::Debug for PinnedMemory<D> {
+    fn fmt(&self, f: &mut core::fmt::Formatter<'_>) -> core::fmt::Result {
+        f.debug_struct("PinnedMemory").field("node", &self.node()).finish_non_exhaustive()
+    }
+}
+
+// SAFETY: the driver, or the system, keeps live allocations apart, and they start at a page.
 unsafe impl<D: Device + ?Sized> Source for PinnedMemory<D> {
     fn geometry(&self) -> Geometry {
-        Geometry { granule: 4096, max_align: 4096, max_len: 1 << 46, zeroed: false }
+        let granule = self.near.as_ref().map_or(4096, |near| near.pages.geometry().granule.max(4096));
+        Geometry { granule, max_align: 4096, max_len: 1 << 46, zeroed: false }
     }
 
     fn acquire(&self, len: u64, align: u64) -> Result<Extent, SourceError> {
         self.geometry().check(len, align)?;
-        let ptr = self.0.host_alloc(len as usize).map_err(|error| refusal(error, len))?;
-        // SAFETY: the driver has just given the range to us.
-        Ok(unsafe { Extent::from_raw(ptr.expose_provenance() as u64, len, 0) })
+        let Some(near) = &self.near else { return self.take_from_driver(len) };
+        let extent = near.pages.acquire(len, align)?;
+        // SAFETY: the pages are mapped, and stay so until they are unlocked in `release`.
+        if unsafe { self.device.host_register(extent.as_ptr(), len as usize) }.is_ok() {
+            return Ok(extent);
+        }
+        // SAFETY: nobody has seen the pages. If the system refuses, they are lost.
+        let _ = unsafe { near.pages.release(extent) };
+        let extent = self.take_from_driver(len)?;
+        near.by_driver.lock().insert(extent.address());
+        Ok(extent)
     }
 
     unsafe fn release(&self, extent: Extent) -> Result<(), ReleaseError> {
         let len = extent.len();
-        // SAFETY: the extent came from `acquire`, and the caller promises that nothing uses it any more.
-        match unsafe { self.0.host_free(extent.as_ptr()) } {
-            Ok(()) => {
-                let _ = extent.into_raw();
-                Ok(())
-            }
-            Err(error) => Err(ReleaseError { extent, cause: refusal(error, len) }),
+        let ours = self.near.as_ref().filter(|near| !near.by_driver.lock().contains(&extent.address()));
+        let unlocked = match ours {
+            // SAFETY: `acquire` had the pages locked, and the caller promises that nothing uses them any more.
+            Some(_) => unsafe { self.device.host_unregister(extent.as_ptr()) },
+            // SAFETY: the extent came from the driver, and the caller promises that nothing uses it any more.
+            None => unsafe { self.device.host_free(extent.as_ptr()) },
+        };
+        if let Err(error) = unlocked {
+            return Err(ReleaseError { extent, cause: refusal(error, len) });
         }
+        match (ours, &self.near) {
+            (Some(near), _) => {
+                // SAFETY: the pages came from there, and are no longer locked. If the system refuses they stay mapped,
+                // and nobody knows of them: there is no way back once they are unlocked.
+                let _ = unsafe { near.pages.release(extent) };
+            }
+            (None, near) => {
+                if let Some(near) = near {
+                    near.by_driver.lock().remove(&extent.address());
+                }
+                let _ = extent.into_raw();
+            }
+        }
+        Ok(())
     }
 
     fn host_mapped(&self) -> Option<&dyn HostMapped> {

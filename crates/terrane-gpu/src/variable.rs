@@ -49,7 +49,8 @@ pub trait Backing<S: Streams + ?Sized>: Send + Sync + Sized + 'static {
     /// Empty books.
     fn books(&self) -> Self::Books;
 
-    /// Adds space to the arena in which `len` bytes at a multiple of `align` can be placed. Only one thread at a time.
+    /// Adds space to the arena in which `len` bytes at a multiple of `align` can be placed; if `shared`, in which as many
+    /// bytes of shorter blocks can be. Only one thread at a time.
     ///
     /// # Errors
     /// Why there is no more space; the pool fills in what is free.
@@ -57,6 +58,7 @@ pub trait Backing<S: Streams + ?Sized>: Send + Sync + Sized + 'static {
         &self,
         len: u64,
         align: u64,
+        shared: bool,
         arena: &Mutex<Arena<P, Self::Books>>,
         order: &StreamOrder<S>,
     ) -> Result<(), PoolError>;
@@ -75,6 +77,11 @@ pub trait Backing<S: Streams + ?Sized>: Send + Sync + Sized + 'static {
 
     /// Largest alignment that can be asked for, in bytes.
     fn max_align(&self) -> u64;
+
+    /// Requests of this many bytes or more get a chunk of their own, which [`grow`](Self::grow) adds.
+    fn whole_from(&self) -> u64 {
+        u64::MAX
+    }
 
     /// Physical pieces that were moved to other addresses.
     fn remaps(&self) -> u64 {
@@ -160,7 +167,7 @@ impl<P: Engine, B: Backing<S>, S: Streams + ?Sized + 'static> VariablePool<P, B,
     pub fn over(streams: Arc<S>, backing: B, engine: fn() -> P) -> Self {
         Self {
             lanes: LaneTable::new(),
-            arena: Mutex::new(Arena::new(engine(), backing.books())),
+            arena: Mutex::new(Arena::new(engine(), backing.books(), backing.whole_from())),
             growing: Gate::default(),
             watch: streams.watches_blocks(),
             steals: AtomicU64::new(0),
@@ -211,10 +218,10 @@ impl<P: Engine, B: Backing<S>, S: Streams + ?Sized + 'static> VariablePool<P, B,
     pub fn reserve(&self, len: u64) -> Result<(), PoolError> {
         let (_, len) = round_up(len.max(1));
         let version = self.arena.lock().version;
-        if self.arena.lock().engine.largest_free() >= len {
+        if self.arena.lock().engine.largest_shared() >= len {
             return Ok(());
         }
-        self.grow(len, GRANULE, version)
+        self.grow(len, GRANULE, true, version)
     }
 
     #[inline]
@@ -249,7 +256,7 @@ impl<P: Engine, B: Backing<S>, S: Streams + ?Sized + 'static> VariablePool<P, B,
                 Err(version) => version,
             };
             self.learn();
-            if let Err(error) = self.grow(len, align, version) {
+            if let Err(error) = self.grow(len, align, false, version) {
                 self.merge();
                 return match self.place(asked, len, align, stream)? {
                     Ok(span) => Ok(span),
@@ -322,12 +329,12 @@ impl<P: Engine, B: Backing<S>, S: Streams + ?Sized + 'static> VariablePool<P, B,
         self.order.poll(u32::MAX);
     }
 
-    fn grow(&self, len: u64, align: u64, version: u64) -> Result<(), PoolError> {
+    fn grow(&self, len: u64, align: u64, shared: bool, version: u64) -> Result<(), PoolError> {
         let _inside = self.growing.enter();
         if self.arena.lock().version != version {
             return Ok(());
         }
-        self.backing.grow(len, align, &self.arena, &self.order)?;
+        self.backing.grow(len, align, shared, &self.arena, &self.order)?;
         self.grows.fetch_add(1, Ordering::Relaxed);
         Ok(())
     }

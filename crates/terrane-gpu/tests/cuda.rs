@@ -14,7 +14,7 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicU32, Ordering};
 use terrane_gpu::conformance;
 use terrane_gpu::{
-    ChunkConfig, Cuda, CudaBuf, Device, DevicePool, GpuAbsence, Streams, VariablePool, sim::Sim,
+    ChunkConfig, Cuda, CudaBuf, Device, DevicePool, GpuAbsence, PinnedPool, Streams, VariablePool, sim::Sim,
 };
 
 fn device(ordinal: u32, test: &str) -> Option<Arc<Cuda>> {
@@ -57,6 +57,47 @@ fn cuda_device_conforms() {
     for outcome in conformance::run(&device, FirstFit::default) {
         assert_eq!(outcome.failure, None, "{}", outcome.name);
     }
+    assert_no_violations();
+}
+
+#[test]
+fn cuda_pinned_memory_comes_from_the_node_of_the_device() {
+    let Some(device) = device(0, "cuda_pinned_memory") else { return };
+    let Some(node) = device.info().numa_node else { return };
+    let pool = PinnedPool::near(device.clone(), node, ChunkConfig::default());
+    let mut buf = pool.copied(&[7u32; 5000]).unwrap();
+    assert_eq!((pool.node(), buf[4999]), (Some(node), 7));
+    buf[4999] = 8;
+    #[cfg(target_os = "linux")]
+    {
+        use std::ptr::NonNull;
+        use terrane_core::{PageSource, Source};
+        let plain = terrane_pages::Mmap::new();
+        let extent = plain.acquire(1 << 16, 4096).unwrap();
+        // SAFETY: inside the extent, which is then released. A sandbox may forbid it.
+        let can_bind = unsafe {
+            let bound = plain.bind(NonNull::new(extent.as_ptr()).unwrap(), 1 << 16, node).is_ok();
+            plain.release(extent).unwrap();
+            bound
+        };
+        // What the kernel says of the chunk.
+        let maps = std::fs::read_to_string("/proc/self/numa_maps").unwrap_or_default();
+        let start = |line: &str| u64::from_str_radix(line.split(' ').next()?, 16).ok();
+        let address = buf.as_ptr() as u64;
+        let line = maps.lines().rfind(|line| start(line).is_some_and(|at| at <= address));
+        let prefers = |line: &str| line.contains("prefer") && line.contains(&format!(":{node}"));
+        if can_bind && !maps.is_empty() {
+            assert!(line.is_some_and(prefers), "{line:?}");
+        } else {
+            let _ = writeln!(std::io::stderr(), "not shown: where pages lie: this system binds none");
+        }
+    }
+    drop(buf);
+    assert!(pool.trim() > 0);
+    // Where there are several nodes the pool of a device picks its node by itself.
+    let own = PinnedPool::new(device.clone(), ChunkConfig::default());
+    assert_eq!(own.node().is_some(), terrane_pages::numa::node_count() > 1);
+    assert_eq!(own.zeroed::<u8>(9).unwrap()[..], [0; 9]);
     assert_no_violations();
 }
 
@@ -194,10 +235,10 @@ fn child(folder: &Path, filter: &str, environment: &[(&str, &str)]) -> Output {
 fn the_back_end_passes_over_a_driver_made_of_the_simulation() {
     let folder = folder_with("fake_cuda");
     for seed in ["1", "2", "3"] {
-        let output = child(&folder, "cuda_", &[("FAKE_CUDA_SEED", seed)]);
+        let output = child(&folder, "cuda_", &[("FAKE_CUDA_SEED", seed), ("FAKE_CUDA_NUMA", "0")]);
         let text = String::from_utf8_lossy(&output.stdout) + String::from_utf8_lossy(&output.stderr);
         assert!(output.status.success(), "{text}");
-        assert!(text.contains("5 passed") && !text.contains("skipped:"), "{text}");
+        assert!(text.contains("6 passed") && !text.contains("skipped:"), "{text}");
     }
 }
 

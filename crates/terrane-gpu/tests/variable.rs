@@ -272,9 +272,43 @@ fn spans_never_cross_from_one_chunk_into_a_neighbour() {
 }
 
 #[test]
+fn long_blocks_get_chunks_of_their_own_which_go_back_before_others_are_taken() {
+    let sim = Sim::with(SimConfig { capacity: 1 << 30, watch_blocks: false, ..SimConfig::default() });
+    let (device, mib) = (sim.device(0), 1 << 20);
+    let pool = VariablePool::on(device.clone(), ChunkConfig::default(), FirstFit::default);
+    let [a] = streams(&sim);
+    let long = pool.allocate(100 * mib, 256, a).unwrap();
+    assert_eq!((pool.stats().reserved, long.len()), (100 * mib, 100 * mib), "no more than it needs");
+    let short = pool.allocate(mib, 256, a).unwrap();
+    assert_eq!(pool.stats().reserved, 132 * mib);
+    give(&pool, long, a);
+    let shorts: Vec<Block> = (0..31).map(|_| pool.allocate(mib, 256, a).unwrap()).collect();
+    let near = pool.allocate(96 * mib, 256, a).unwrap();
+    assert_eq!((pool.stats().grows, near.len()), (2, 100 * mib), "an idle one serves what is nearly as long");
+    give(&pool, near, a);
+    device.synchronize().unwrap();
+    let other = pool.allocate(50 * mib, 256, a).unwrap();
+    assert_eq!(pool.stats().reserved, 82 * mib, "and goes back before another is taken");
+    assert_eq!(pool.stats().peak_reserved, 132 * mib);
+    // Great alignments, and room made beforehand, are for sharing.
+    let aligned = pool.allocate(20 * mib, 4096, a).unwrap();
+    assert!(aligned.address().is_multiple_of(4096));
+    pool.reserve(40 * mib).unwrap();
+    let grows = pool.stats().grows;
+    let many: Vec<Block> = (0..40).map(|_| pool.allocate(mib, 256, a).unwrap()).collect();
+    assert_eq!(pool.stats().grows, grows);
+    let all = shorts.into_iter().chain(many).chain([short, other, aligned]);
+    all.for_each(|block| give(&pool, block, a));
+    pool.trim();
+    sim.run_all();
+    pool.trim();
+    assert_eq!((pool.stats().reserved, pool.stats().live, sim.violations()), (0, 0, vec![]));
+}
+
+#[test]
 fn errors_say_what_was_there() {
     let sim = sim(1, 8 * PIECE);
-    let pool = chunked(&sim, ChunkConfig { chunk_len: PIECE, limit: 6 * PIECE });
+    let pool = chunked(&sim, ChunkConfig { chunk_len: PIECE, limit: 6 * PIECE, ..ChunkConfig::default() });
     let [a] = streams(&sim);
     let mut blocks: Vec<Block> = (0..6).map(|_| pool.allocate(PIECE, 256, a).unwrap()).collect();
     let error = pool.allocate(PIECE, 256, a).unwrap_err();
@@ -492,7 +526,7 @@ fn a_source_of_other_memory_serves_under_the_same_pool() {
 #[test]
 fn threads_on_their_own_streams_and_on_one_another_s_never_share_a_block() {
     let sim = sim(8, 8 << 20);
-    let pool = chunked(&sim, ChunkConfig { chunk_len: 1 << 20, limit: 4 << 20 });
+    let pool = chunked(&sim, ChunkConfig { chunk_len: 1 << 20, limit: 4 << 20, ..ChunkConfig::default() });
     let shared = sim.device(0).stream_create().unwrap();
     std::thread::scope(|scope| {
         for thread in 0..4u64 {

@@ -135,6 +135,9 @@ impl SimDevice {
     }
 
     fn call<R>(&self, call: Call, f: impl FnOnce(&mut State) -> DriverResult<R>) -> DriverResult<R> {
+        if let Some(watcher) = self.world.watcher.get() {
+            watcher(call);
+        }
         self.world.with(|s| {
             s.enter(call)?;
             f(s)

@@ -41,8 +41,8 @@ pub use faults::{Call, Fault};
 pub use world::KernelMemory;
 
 use parking_lot::{Mutex, MutexGuard};
-use std::sync::Arc;
 use std::sync::atomic::AtomicU32;
+use std::sync::{Arc, OnceLock};
 use world::State;
 
 /// How a simulation is set up.
@@ -110,6 +110,8 @@ impl Access {
 struct World {
     state: Mutex<State>,
     captures: AtomicU32,
+    /// Called at the start of every driver call.
+    watcher: OnceLock<Box<dyn Fn(Call) + Send + Sync>>,
 }
 
 impl World {
@@ -156,7 +158,7 @@ impl Sim {
     pub fn with(config: SimConfig) -> Self {
         let count = config.devices;
         let state = Mutex::new(State::new(config));
-        let world = Arc::new(World { state, captures: AtomicU32::new(0) });
+        let world = Arc::new(World { state, captures: AtomicU32::new(0), watcher: OnceLock::new() });
         let devices = (0..count).map(|i| Arc::new(SimDevice::new(world.clone(), i as usize))).collect();
         Self { world, devices }
     }
@@ -192,6 +194,12 @@ impl Sim {
     /// Makes the `nth` call from now on (the first is 1), of whatever kind, fail with `code`.
     pub fn fail_nth_call(&self, nth: u64, code: i32) {
         self.inject(Fault { call: None, after: nth - 1, times: 1, code });
+    }
+
+    /// Has `watcher` called at the start of every driver call, on the thread that makes it, before the device does
+    /// anything. Can be set once; later ones are dropped.
+    pub fn watch_calls(&self, watcher: impl Fn(Call) + Send + Sync + 'static) {
+        let _ = self.world.watcher.set(Box::new(watcher));
     }
 
     /// Forgets the failures to come.

@@ -10,7 +10,9 @@ use std::fmt::Write;
 const WIDTH: f64 = 1000.0;
 const MAP_HEIGHT: f64 = 460.0;
 const CURVE_HEIGHT: f64 = 120.0;
-const MARGIN: f64 = 90.0;
+const MARGIN: f64 = 100.0;
+/// Height of a line of text in a drawing.
+const LINE: f64 = 13.0;
 /// Rectangles drawn at most; the newest win.
 const MOST: usize = 20_000;
 
@@ -104,6 +106,7 @@ pub(super) fn page(snapshot: &Snapshot) -> String {
         "<h2>Map of memory over time</h2><p>Each rectangle is a block: its time across, its \
                   addresses upwards (stretches never in use are left out), its stream by colour.</p>",
     );
+    legend(&mut out, snapshot);
     map(&mut out, snapshot);
     if !snapshot.refusals.is_empty() {
         out.push_str("<h2>Refused requests</h2><table><tr><th>what<th>when</tr>");
@@ -210,17 +213,48 @@ fn curve(out: &mut String, snapshot: &Snapshot) {
     time_axis(out, CURVE_HEIGHT, from, to);
     let x = |at: u64| MARGIN + WIDTH * (at - from) as f64 / (to - from) as f64;
     let y = |level: i64| CURVE_HEIGHT * (1.0 - level as f64 / most as f64);
-    let _ = write!(
-        out,
-        "<text x=\"0\" y=\"11\">{}</text><path fill=\"none\" stroke=\"#4477aa\" d=\"M{MARGIN} {CURVE_HEIGHT}",
-        bytes(most as u64)
-    );
-    // At most a few points per pixel.
-    let stride = levels.len().div_ceil(4000).max(1);
-    for (at, level) in levels.iter().step_by(stride) {
-        let _ = write!(out, "H{:.1}V{:.1}", x(*at), y(*level));
+    for (level, below) in [(most, 11.0), (most / 2, 4.0), (0, -2.0)] {
+        let at = y(level);
+        let _ = write!(
+            out,
+            "<line x1=\"{MARGIN}\" x2=\"{:.1}\" y1=\"{at:.1}\" y2=\"{at:.1}\" stroke=\"#ddd\"/>\
+             <text x=\"{:.1}\" y=\"{:.1}\" text-anchor=\"end\">{}</text>",
+            MARGIN + WIDTH,
+            MARGIN - 6.0,
+            at + below,
+            bytes(level as u64)
+        );
+    }
+    let _ = write!(out, "<path fill=\"none\" stroke=\"#4477aa\" d=\"M{MARGIN} {CURVE_HEIGHT}");
+    // At most a few points per pixel: of each few the first, the highest and the last, so that no peak is lost.
+    for few in levels.chunks(levels.len().div_ceil(2000).max(1)) {
+        let highest = few.iter().max_by_key(|(_, level)| *level);
+        for (at, level) in few.first().into_iter().chain(highest).chain(few.last()) {
+            let _ = write!(out, "H{:.1}V{:.1}", x(*at), y(*level));
+        }
     }
     let _ = write!(out, "H{:.1}\"/></svg>", MARGIN + WIDTH);
+}
+
+/// Which colour is which stream, and what an edge means.
+fn legend(out: &mut String, snapshot: &Snapshot) {
+    let mut streams: Vec<u32> = snapshot.blocks.iter().map(|block| block.stream).collect();
+    streams.sort_unstable();
+    streams.dedup();
+    out.push_str("<p>");
+    for stream in streams.iter().take(COLOURS.len()) {
+        let colour = COLOURS[*stream as usize % COLOURS.len()];
+        let _ = write!(
+            out,
+            "<span style=\"background:{colour};padding:0 .6em;opacity:.75\"></span> stream {stream} &emsp; "
+        );
+    }
+    if streams.len() > COLOURS.len() {
+        let _ = write!(out, "and so on, colours again for {} more &emsp; ", streams.len() - COLOURS.len());
+    }
+    out.push_str("<span style=\"border:1px solid #000;padding:0 .6em\"></span> still handed out &emsp; ");
+    let total = Addresses::of(snapshot).total;
+    let _ = write!(out, "full height: {} of addresses</p>", bytes(total));
 }
 
 fn map(out: &mut String, snapshot: &Snapshot) {
@@ -228,9 +262,12 @@ fn map(out: &mut String, snapshot: &Snapshot) {
     let (from, to) = times(snapshot);
     frame(out, MAP_HEIGHT, "map of memory over time");
     time_axis(out, MAP_HEIGHT, from, to);
-    for (i, &(start, _, below)) in addresses.stretches.iter().enumerate() {
+    let mut labelled = f64::INFINITY;
+    for &(start, _, below) in &addresses.stretches {
         let y = MAP_HEIGHT * (1.0 - below as f64 / addresses.total as f64);
-        if i < 24 {
+        // From the bottom upwards, as many as there is room for.
+        if labelled - y >= LINE && y >= LINE {
+            labelled = y;
             let _ = write!(out, "<text x=\"0\" y=\"{:.1}\">{start:#x}</text>", y - 2.0);
         }
         let _ = write!(

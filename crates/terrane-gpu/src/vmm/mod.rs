@@ -314,6 +314,7 @@ impl<D: Device + ?Sized + 'static> Backing<D> for Vmm<D> {
         &self,
         len: u64,
         _: u64,
+        _: bool,
         arena: &Mutex<Arena<P, SlotUsers>>,
         order: &StreamOrder<D>,
     ) -> Result<(), PoolError> {
