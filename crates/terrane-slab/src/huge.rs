@@ -140,6 +140,12 @@ impl Segment {
         span - (self.huge_start.load(Ordering::Relaxed) - self.start().addr())
     }
 
+    /// Bytes from the start of the block that may hold memory when `bytes` of it are committed: the huge page behind the last
+    /// of them came whole, and what reaches beyond would stay if only the committed part were given back.
+    fn huge_reach(&self, bytes: usize) -> usize {
+        bytes.next_multiple_of(HUGE_PAGE).min(self.huge_room())
+    }
+
     /// Bytes of the block that are committed: what the program may use.
     pub(crate) fn huge_usable(&self) -> usize {
         self.huge_bytes.load(Ordering::Relaxed)
@@ -166,7 +172,7 @@ impl<S: PageSource, K: Sharing, O: Observer> Domain<S, K, O> {
         let offset = if align >= SEGMENT_BYTES { SEGMENT_BYTES } else { BLOCK_OFFSET.max(align) };
         let segments = (offset + bytes).div_ceil(SEGMENT_BYTES);
         if spare == 0
-            && let Some(cached) = self.huge_reuse(bytes, align, offset, segments)
+            && let Some(cached) = self.huge_reuse(bytes, align, offset, segments, node)
         {
             return Ok((cached, false));
         }
@@ -242,10 +248,18 @@ impl<S: PageSource, K: Sharing, O: Observer> Domain<S, K, O> {
     }
 
     /// A span of the cache that serves the request without being more than half again as long.
-    fn huge_reuse(&self, bytes: usize, align: usize, offset: usize, segments: usize) -> Option<NonNull<u8>> {
+    fn huge_reuse(
+        &self,
+        bytes: usize,
+        align: usize,
+        offset: usize,
+        segments: usize,
+        node: u32,
+    ) -> Option<NonNull<u8>> {
         let most = segments + segments / 2 + 1;
         let number = self.huge_cache.take::<K>(segments as u64, most as u64, |number| {
             (((number as usize) << SEGMENT_SHIFT) + offset).is_multiple_of(align)
+                && self.is_near_number(number, node)
         })?;
         let segment = segment_at(number);
         let block = segment.huge_block();
@@ -312,6 +326,7 @@ impl<S: PageSource, K: Sharing, O: Observer> Domain<S, K, O> {
         let start = segment.start();
         let block = segment.huge_block();
         let bytes = segment.huge_usable();
+        let reach = segment.huge_reach(bytes);
         let segments = segment.span_segments.load(Ordering::Relaxed);
         let (arena, index) = (&self.arenas[segment.arena as usize], segment.index as usize);
         // Whole pages below the end of the metadata: the maps of an arena may begin there, and share a page with it. What is
@@ -323,7 +338,7 @@ impl<S: PageSource, K: Sharing, O: Observer> Domain<S, K, O> {
         // SAFETY: the span is ours alone, and its contents matter to nobody.
         let zero = unsafe {
             let head = self.source.decommit(pointer(start), header_bytes, Decommit::Now);
-            let body = self.source.decommit(pointer(block), bytes, Decommit::Now);
+            let body = self.source.decommit(pointer(block), reach, Decommit::Now);
             head == Ok(Contents::Zero) && body == Ok(Contents::Zero)
         };
         if zero {
@@ -396,7 +411,7 @@ impl<S: PageSource, K: Sharing, O: Observer> Domain<S, K, O> {
         // SAFETY: the tail lies in the block, and the program has given it up.
         unsafe {
             let tail = NonNull::new(segment.huge_block().add(want)).expect("a block has an address");
-            if self.source.decommit(tail, have - want, Decommit::Now).is_err() {
+            if self.source.decommit(tail, segment.huge_reach(have) - want, Decommit::Now).is_err() {
                 return;
             }
         }
