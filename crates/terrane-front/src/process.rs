@@ -33,7 +33,7 @@ pub(crate) fn acquire_record() -> Option<&'static ThreadRecord> {
 
 static DOMAIN: ProcessDomain = Domain::new(
     Mmap::new(),
-    Policy { clock: milliseconds, on_misuse: abort_on_misuse, ..Policy::DEFAULT },
+    Policy { clock: milliseconds, node, on_misuse: abort_on_misuse, ..Policy::DEFAULT },
     (),
 );
 
@@ -56,9 +56,14 @@ pub fn milliseconds() -> u64 {
     now.tv_sec as u64 * 1000 + now.tv_nsec as u64 / 1_000_000
 }
 
-/// The NUMA node that the calling thread runs on; 0 when the domain keeps no nodes apart.
-pub(crate) fn current_node() -> u32 {
-    if DOMAIN.policy().nodes <= 1 { 0 } else { terrane_pages::numa::current_node().unwrap_or(0) }
+/// The NUMA node that the calling thread runs on, 0 if the system does not say.
+fn node() -> u32 {
+    terrane_pages::numa::current_node().unwrap_or(0)
+}
+
+/// Keeps the memory of the machine's NUMA nodes apart, or no longer, from now on.
+pub fn set_numa(on: bool) {
+    DOMAIN.set_nodes(if on { terrane_pages::numa::node_count() } else { 1 });
 }
 
 /// A line of text put together without allocating.

@@ -42,7 +42,7 @@ fn with_new_heap<R>(f: impl FnOnce(&mut ThreadHeap, &Lists) -> R) -> Option<R> {
     }
     let record = acquire_record()?;
     tls::set_record(Some(record), Phase::Live);
-    let node = crate::process::current_node();
+    let node = crate::process::domain().current_node();
     // SAFETY: the record was just acquired for this thread.
     let result = unsafe {
         with_record(record, |heap, lists| {
@@ -63,7 +63,7 @@ fn with_passing_heap<R>(f: impl FnOnce(&mut ThreadHeap, &Lists) -> R) -> Option<
     // SAFETY: the record was just acquired for this thread; the lists are this call's own.
     let result = unsafe {
         record.heap(|heap| {
-            heap.attach(&lists, 0);
+            heap.attach(&lists, crate::process::domain().current_node());
             let result = f(heap, &lists);
             heap.abandon(&lists);
             result

@@ -32,7 +32,7 @@ fn apply(setting: Setting<'_>) {
         Setting::HugeCache(bytes) => purge.huge_cache_bytes = bytes,
         Setting::LargeCache(bytes) => purge.large_cache_bytes = bytes,
         Setting::HugePages(on) => domain.set_huge_pages(on),
-        Setting::Numa(on) => domain.set_nodes(if on { terrane_pages::numa::node_count() } else { 1 }),
+        Setting::Numa(on) => terrane_front::process::set_numa(on),
         Setting::Background(on) => {
             // A thread that cannot be started leaves memory to be given back by activity.
             let _ = on && terrane_front::start_background_purge();

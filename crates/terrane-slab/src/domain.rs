@@ -49,6 +49,8 @@ pub struct Policy {
     pub huge_pages: bool,
     /// NUMA nodes whose memory is kept apart; 0 and 1 both mean that all memory is alike.
     pub nodes: u32,
+    /// The NUMA node that the calling thread runs on just now; asked only while nodes are kept apart. The default says 0.
+    pub node: fn() -> u32,
     /// Milliseconds since some fixed moment. The default stands still, so that nothing is purged by age.
     pub clock: fn() -> u64,
     /// Called when the domain notices misuse, with the address at fault. The default panics.
@@ -63,6 +65,10 @@ fn no_clock() -> u64 {
     0
 }
 
+fn one_node() -> u32 {
+    0
+}
+
 impl Policy {
     /// The defaults of each part.
     pub const DEFAULT: Self = Self {
@@ -71,6 +77,7 @@ impl Policy {
         lists: ListSizing::LowWater,
         huge_pages: true,
         nodes: 1,
+        node: one_node,
         clock: no_clock,
         on_misuse: panic_on_misuse,
     };
@@ -228,12 +235,6 @@ impl<S, K, O> Domain<S, K, O> {
         self.settings.huge_pages.store(on, Relaxed);
     }
 
-    /// Says how many NUMA nodes are to be kept apart, from now on. Heaps that exist already keep to the shelves that they
-    /// have.
-    pub fn set_nodes(&self, nodes: u32) {
-        self.settings.nodes.store(nodes, Relaxed);
-    }
-
     pub(crate) fn purge_policy(&self) -> PurgePolicy {
         PurgePolicy {
             delay_ms: self.purge_delay(),
@@ -257,6 +258,15 @@ impl<S, K, O> Domain<S, K, O> {
 
     pub(crate) fn nodes(&self) -> u32 {
         self.settings.nodes.load(Relaxed)
+    }
+
+    pub(crate) fn store_nodes(&self, nodes: u32) {
+        self.settings.nodes.store(nodes, Relaxed);
+    }
+
+    /// The NUMA node that the calling thread runs on; 0 while all memory is alike.
+    pub fn current_node(&self) -> u32 {
+        if self.nodes() > 1 { (self.policy.node)() } else { 0 }
     }
 
     /// Now, in the milliseconds of the policy's clock.
@@ -564,8 +574,8 @@ impl<S: PageSource, K: Sharing, O: Observer> Domain<S, K, O> {
         }
         if self.nodes() > 1 {
             let start = NonNull::new(extent.as_ptr()).expect("an extent has an address");
-            // SAFETY: the extent was just reserved. Binding is a preference: without it memory is only less near.
-            let _ = unsafe { self.source.bind(start, segments * SEGMENT_BYTES, node) };
+            // SAFETY: the extent was just reserved.
+            unsafe { self.prefer(start, segments * SEGMENT_BYTES, node) };
         }
         let bytes = extent.len();
         if let Err((extent, error)) = self.arenas[at].publish::<S, K>(&self.source, extent, node) {
@@ -585,7 +595,7 @@ impl<S: PageSource, K: Sharing, O: Observer> Domain<S, K, O> {
     /// # Errors
     /// The source's own.
     pub fn take_record(&self, bytes: usize) -> Result<NonNull<u8>, SourceError> {
-        let run = self.take_run(bytes.div_ceil(SLICE_BYTES), 1, 0, ptr::null())?;
+        let run = self.take_run(bytes.div_ceil(SLICE_BYTES), 1, self.current_node(), ptr::null())?;
         // SAFETY: a run lies in a live segment, and is ours.
         unsafe {
             let start = (*run.segment).slice(run.index);

@@ -2,7 +2,7 @@
 //!
 //! ```text
 //!   alloc: list ─miss─▶ alloc_miss ─▶ queue: fullest slab ─▶ its free list │ its remote list │ virgin blocks
-//!                                       └ none ─▶ steal: a parked slab from a shelf
+//!                                       └ none ─▶ steal: a parked slab from a shelf of this node
 //!                                                  └ none ─▶ make_slab: slices of a segment ─▶ arena ─▶ source
 //!   free:  list ─miss─▶ free_miss  ─▶ at home, no room: cut the list back ─▶ give: slab's free list
 //!                                       └ elsewhere: batch ─▶ send: claim a parked slab, or push to its word
@@ -15,11 +15,12 @@
 
 mod giving_back;
 mod long_blocks;
+mod nodes;
 mod remote;
 mod small;
 
 use crate::depths::{Depths, MOST_BLOCKS};
-use crate::domain::Domain;
+use crate::domain::{Domain, SHARDS};
 use crate::huge::MAX_HUGE;
 use crate::large::{self, LargeCache};
 use crate::lists::{self, Lists};
@@ -53,7 +54,10 @@ pub struct Heap<S, K, O = ()> {
     domain: *const Domain<S, K, O>,
     name: HeapId,
     node: u32,
-    shard: usize,
+    /// The names that the heap goes by on each node, 0 where it was not yet.
+    names: [HeapId; SHARDS],
+    /// Misses to serve before the next move to another node.
+    stay: u32,
     random: u32,
     calls: u32,
     tick_at: u64,
@@ -81,11 +85,14 @@ struct Refill {
 impl<S: PageSource, K: Sharing, O: Observer> Heap<S, K, O> {
     /// A heap over `domain` under a name that the domain gave, for a thread that runs on NUMA node `node`.
     pub const fn new(domain: *const Domain<S, K, O>, name: HeapId, node: u32) -> Self {
+        let mut names = [0; SHARDS];
+        names[node as usize % SHARDS] = name;
         Self {
             domain,
             name,
             node,
-            shard: 0,
+            names,
+            stay: 0,
             random: name.wrapping_mul(0x9E37_79B9) | 1,
             calls: 0,
             tick_at: 0,
@@ -104,8 +111,9 @@ impl<S: PageSource, K: Sharing, O: Observer> Heap<S, K, O> {
 
     /// Makes the heap serve a thread with these lists, on this node.
     pub fn attach(&mut self, lists: &Lists, node: u32) {
-        self.node = node;
-        self.shard = self.shard_of(node, self.name);
+        self.settle_on(node);
+        let apart = self.domain().nodes() > 1;
+        lists.large.settle_on(if apart { node } else { large::ANY_NODE });
         for class in 0..CLASSES {
             let room = lists::room_when_short(self.depths.depth(class));
             self.counters.classes[class].granted.set(room as u64);

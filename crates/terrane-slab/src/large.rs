@@ -76,7 +76,12 @@ pub(crate) struct LargeLists {
     heads: [Cell<*mut Block>; LARGE_CLASSES],
     room: [Cell<u32>; LARGE_CLASSES],
     hits: [Cell<u32>; LARGE_CLASSES],
+    /// The node whose blocks are taken while nodes are kept apart; else [`ANY_NODE`].
+    node: Cell<u32>,
 }
+
+/// Blocks of all nodes are alike.
+pub(crate) const ANY_NODE: u32 = u32::MAX;
 
 impl LargeLists {
     pub(crate) const fn new() -> Self {
@@ -84,7 +89,13 @@ impl LargeLists {
             heads: [const { Cell::new(ptr::null_mut()) }; LARGE_CLASSES],
             room: [const { Cell::new(0) }; LARGE_CLASSES],
             hits: [const { Cell::new(0) }; LARGE_CLASSES],
+            node: Cell::new(ANY_NODE),
         }
+    }
+
+    /// From now on only blocks of this node are taken, or of any.
+    pub(crate) fn settle_on(&self, node: u32) {
+        self.node.set(node);
     }
 
     /// Blocks taken since the last [`decay`](LargeCache::decay).
@@ -134,6 +145,11 @@ impl LargeLists {
         let room = self.room[class].get();
         // SAFETY: a block of this allocator lies in a live segment, and this one behind its header.
         if room == 0 || unsafe { metadata_of(block) }.is_none() {
+            return false;
+        }
+        let node = self.node.get();
+        // SAFETY: the same.
+        if node != ANY_NODE && unsafe { (*Segment::containing(block)).node } != node {
             return false;
         }
         self.room[class].set(room - 1);
@@ -295,7 +311,8 @@ pub(crate) fn alloc_fresh<S: PageSource, K: Sharing, O: Observer>(
     }
 }
 
-/// Frees the large block at `pointer`; `None` if none starts there, else the bytes that went back to the domain.
+/// Frees the large block at `pointer`; `None` if none starts there, else the bytes that went back to the domain. The lists take
+/// it only with `may_keep`.
 ///
 /// # Safety
 /// `pointer` lies in a live segment, behind its header.
@@ -305,6 +322,7 @@ pub(crate) unsafe fn free<S: PageSource, K: Sharing, O: Observer>(
     cache: &mut LargeCache,
     lists: &LargeLists,
     pointer: *mut u8,
+    may_keep: bool,
 ) -> Option<usize> {
     // SAFETY: the caller's promise. `metadata_of` has seen the tag, which is taken away here. Two threads that free one block
     // at the very same moment could both see it; a program that does that is broken anyway, and an exchange would cost every
@@ -313,7 +331,7 @@ pub(crate) unsafe fn free<S: PageSource, K: Sharing, O: Observer>(
         let metadata = metadata_of(pointer)?;
         entry_word(pointer).store(0, Ordering::Relaxed);
         let slices = (*metadata).local(|local| local.slices as usize);
-        if cache.keep(lists, pointer, slices, domain.large_cache_bytes()) {
+        if may_keep && cache.keep(lists, pointer, slices, domain.large_cache_bytes()) {
             return Some(0);
         }
         domain.give_run(run_of(metadata));

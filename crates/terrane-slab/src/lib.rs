@@ -55,6 +55,7 @@ mod large;
 pub mod lists;
 #[cfg(feature = "valgrind")]
 pub mod memcheck;
+mod nodes;
 #[cfg(not(loom))]
 pub mod private;
 pub mod purge;

@@ -87,6 +87,14 @@ pub fn set_purge_policy(policy: PurgePolicy) {
     terrane_front::process::domain().set_purge(policy);
 }
 
+/// Keeps the memory of the machine's NUMA nodes apart, or no longer, from now on: a thread is served from the node that it runs
+/// on, and follows itself when it is moved; what it frees goes back to the node that it came from, for threads there. At first
+/// all memory is alike, and a page lies on the node of the thread that touched it first. For programs whose threads are bound
+/// to nodes; call it first thing in `main`. On a machine of one node it changes nothing.
+pub fn set_numa(on: bool) {
+    terrane_front::process::set_numa(on);
+}
+
 /// Switches transparent huge pages behind blocks that grow large on or off, from now on. They are on at first.
 pub fn set_huge_pages(on: bool) {
     terrane_front::process::domain().set_huge_pages(on);

@@ -63,6 +63,7 @@ impl<S: PageSource, K: Sharing, O: Observer> Heap<S, K, O> {
     pub fn tick(&mut self, lists: &Lists, now: u64) {
         let delay = self.domain().purge_delay();
         self.tick_at = now.saturating_add(delay.max(1));
+        self.follow_thread(lists);
         self.send_all(true);
         for class in 0..CLASSES {
             let holds = !lists.is_empty(class) || !self.aside[class].is_null();

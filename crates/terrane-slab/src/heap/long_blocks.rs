@@ -27,6 +27,7 @@ impl<S: PageSource, K: Sharing, O: Observer> Heap<S, K, O> {
         align: usize,
         dense: bool,
     ) -> (*mut u8, bool) {
+        self.follow_thread(lists);
         let first = self.alloc_large_fresh(bytes, align, 0, dense);
         if !first.0.is_null() || bytes > MAX_HUGE {
             return first;
@@ -76,7 +77,8 @@ impl<S: PageSource, K: Sharing, O: Observer> Heap<S, K, O> {
                 }
             } else {
                 let domain = &*self.domain;
-                match large::free(domain, &mut self.large, &lists.large, block) {
+                let near = self.is_near(segment);
+                match large::free(domain, &mut self.large, &lists.large, block, near) {
                     Some(0) => {}
                     Some(bytes) => {
                         self.counters.large_given.add(1);
@@ -132,6 +134,10 @@ impl<S: PageSource, K: Sharing, O: Observer> Heap<S, K, O> {
                 old
             };
             let page = self.domain().source.page_size();
+            // Pages that move stay on their node; a copy is near to the thread.
+            if !self.is_near(segment) {
+                return None;
+            }
             if old < REMAP_FROM || !old.is_multiple_of(page) || !block.addr().is_multiple_of(page) {
                 return None;
             }
@@ -145,6 +151,10 @@ impl<S: PageSource, K: Sharing, O: Observer> Heap<S, K, O> {
             if self.domain().source.remap(from, old, to, usable).is_err() {
                 self.free_large(lists, new);
                 return None;
+            }
+            if self.domain().nodes() > 1 {
+                // What is left behind is a fresh mapping, which no node was asked for.
+                self.domain().prefer(from, old, (*segment).node);
             }
             self.domain().counters.remapped.add_shared::<K>(1);
             self.free_moved(lists, block);

@@ -17,9 +17,9 @@ impl<S: PageSource, K: Sharing, O: Observer> Heap<S, K, O> {
         }
     }
 
-    /// Sends a batch to its slab: into it, if the slab is parked and can be claimed (`may_claim`) and this heap has none of its
-    /// class; else to its remote list. A thread that frees what others have left behind thus frees on the hit path, and does not
-    /// gather slabs.
+    /// Sends a batch to its slab: into it, if the slab is parked and can be claimed (`may_claim`), is of this node, and this heap
+    /// has none of its class; else to its remote list. A thread that frees what others have left behind thus frees on the hit
+    /// path, and does not gather slabs.
     ///
     /// # Safety
     /// The blocks are the slab's and the caller's.
@@ -35,7 +35,9 @@ impl<S: PageSource, K: Sharing, O: Observer> Heap<S, K, O> {
                 return;
             }
             self.counters.remote_batches.add(1);
-            if may_claim && self.queues[class].len() == 0 && (*slab).owner() == crate::slab::PARKED {
+            let near = self.is_near(Segment::containing((*slab).start()));
+            let wanted = may_claim && near && self.queues[class].len() == 0;
+            if wanted && (*slab).owner() == crate::slab::PARKED {
                 match (*slab).claim::<K>(self.name, false) {
                     Ok(true) => {
                         self.counters.claims.add(1);

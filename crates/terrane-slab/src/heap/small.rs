@@ -15,6 +15,7 @@ impl<S: PageSource, K: Sharing, O: Observer> Heap<S, K, O> {
 
     /// The same, and whether the block reads as zero beyond its first word.
     pub fn alloc_miss_zero(&mut self, lists: &Lists, class: usize) -> (*mut u8, bool) {
+        self.follow_thread(lists);
         self.look_at_clock(lists);
         if !lists.is_empty(class) {
             // The look at the clock, or a free by a destructor, may have brought blocks home meanwhile.
@@ -71,7 +72,8 @@ impl<S: PageSource, K: Sharing, O: Observer> Heap<S, K, O> {
         loop {
             let slab = self.queues[class].fullest();
             if slab.is_null() {
-                if self.steal(class) || self.make_slab(class) {
+                // With nodes kept apart, fresh memory of this node comes before old memory of another.
+                if self.steal_near(class) || self.make_slab(class) || self.steal_far(class) {
                     continue;
                 }
                 return None;
@@ -127,70 +129,75 @@ impl<S: PageSource, K: Sharing, O: Observer> Heap<S, K, O> {
         }
     }
 
-    /// Puts a slab on this heap's shelf, after its shelved bit was set.
+    /// Puts a slab on a shelf of its memory's node, after its shelved bit was set.
     ///
     /// # Safety
     /// The caller set the bit.
     pub(super) unsafe fn shelve(&self, slab: *const Slab, class: usize) {
+        let (segment, _) = crate::segment::position_of(slab.cast_mut());
         // SAFETY: the same promise; slabs of a domain live as long as it.
-        unsafe { self.domain().shelves[self.shard][class].push::<K>(&*slab) };
-    }
-
-    /// The shelf that a heap of this name uses: one of those of its node.
-    pub(super) fn shard_of(&self, node: u32, name: HeapId) -> usize {
-        let shards = crate::domain::SHARDS;
-        let nodes = (self.domain().nodes() as usize).clamp(1, shards);
-        let per_node = shards / nodes;
-        (node as usize % nodes) * per_node + name as usize % per_node
-    }
-
-    /// Takes a parked slab of `class` into the queue: from this heap's shelf, then from a random other of the same node,
-    /// then from any.
-    pub(super) fn steal(&mut self, class: usize) -> bool {
-        if !K::SHARED {
-            return false;
+        unsafe {
+            let domain = self.domain();
+            let shard = domain.shard_of((*segment).node, self.name);
+            domain.shelves[shard][class].push::<K>(&*slab);
         }
-        let shards = crate::domain::SHARDS;
-        let nodes = (self.domain().nodes() as usize).clamp(1, shards);
-        let per_node = shards / nodes;
-        let first = self.shard / per_node * per_node;
+    }
+
+    /// Takes a parked slab of `class` into the queue: from the shelf that this heap uses, then from another of its node.
+    pub(super) fn steal_near(&mut self, class: usize) -> bool {
+        let own = self.domain().shard_of(self.node, self.name);
+        let (first, each) = self.domain().shelves_of(self.node);
+        let random = self.random();
+        self.steal_from(own, class)
+            || (0..each).any(|i| self.steal_from(first + random.wrapping_add(i) % each, class))
+    }
+
+    /// The same from the shelves of other nodes: for when there is no fresh memory.
+    pub(super) fn steal_far(&mut self, class: usize) -> bool {
+        let (first, each) = self.domain().shelves_of(self.node);
+        let (others, random) = (SHARDS - each, self.random());
+        (0..others).any(|i| self.steal_from((first + each + random.wrapping_add(i) % others) % SHARDS, class))
+    }
+
+    /// A number that seldom repeats (xorshift32, Marsaglia 2003).
+    fn random(&mut self) -> usize {
         self.random ^= self.random << 13;
         self.random ^= self.random >> 17;
         self.random ^= self.random << 5;
-        let random = self.random as usize;
-        let near = (0..per_node).map(|i| first + (random + i) % per_node);
-        let far =
-            (0..shards - per_node).map(|i| (first + per_node + (random + i) % (shards - per_node)) % shards);
-        let own = self.shard;
-        for shard in core::iter::once(own).chain(near).chain(far) {
-            while let Some(slab) = self.domain().shelves[shard][class].pop::<K>() {
-                match slab.claim::<K>(self.name, true) {
-                    Ok(false) => continue,
-                    Ok(true) => {}
-                    Err(misuse) => self.misuse(misuse, slab.start().addr()),
-                }
-                let slab = ptr::from_ref(slab).cast_mut();
-                // SAFETY: the claim made the slab ours.
-                let (found, counts, theirs) = unsafe {
-                    let found = (*slab).local(|local| local.class as usize);
-                    (found, (*slab).counts(), entry((*slab).start()).home() != self.name)
-                };
-                self.adopt(slab);
-                if theirs {
-                    self.counters.steals.add(1);
-                    self.domain().observe(Event::Steal { class: found as u16 });
-                }
-                // SAFETY: the slab is ours and in no queue.
-                unsafe {
-                    if found != class || counts.free + counts.virgin == 0 {
-                        // It was reused for another class, or filled up, while it was on the shelf.
-                        self.let_go(slab, found);
-                        continue;
-                    }
-                    self.queues[class].file(slab);
-                }
-                return true;
+        self.random as usize
+    }
+
+    fn steal_from(&mut self, shard: usize, class: usize) -> bool {
+        if !K::SHARED {
+            return false;
+        }
+        while let Some(slab) = self.domain().shelves[shard][class].pop::<K>() {
+            match slab.claim::<K>(self.name, true) {
+                Ok(false) => continue,
+                Ok(true) => {}
+                Err(misuse) => self.misuse(misuse, slab.start().addr()),
             }
+            let slab = ptr::from_ref(slab).cast_mut();
+            // SAFETY: the claim made the slab ours.
+            let (found, counts, theirs) = unsafe {
+                let found = (*slab).local(|local| local.class as usize);
+                (found, (*slab).counts(), entry((*slab).start()).home() != self.name)
+            };
+            self.adopt(slab);
+            if theirs {
+                self.counters.steals.add(1);
+                self.domain().observe(Event::Steal { class: found as u16 });
+            }
+            // SAFETY: the slab is ours and in no queue.
+            unsafe {
+                if found != class || counts.free + counts.virgin == 0 {
+                    // It was reused for another class, or filled up, while it was on the shelf.
+                    self.let_go(slab, found);
+                    continue;
+                }
+                self.queues[class].file(slab);
+            }
+            return true;
         }
         false
     }
