@@ -6,7 +6,7 @@
 //! `fuzz/regressions/TARGET` and replayed first; a new finding is left in `fuzz/artifacts/TARGET`.
 
 use crate::process::{run_logged, run_reading};
-use crate::workspace::{Error, Outcome, cargo, library, root, target};
+use crate::workspace::{Error, Outcome, cargo, host, library, root, target};
 use std::fs;
 use std::path::{Path, PathBuf};
 use std::process::{Command, ExitCode};
@@ -155,12 +155,6 @@ fn build(log: &Path) -> Result<Result<PathBuf, String>, Error> {
     command.env("RUSTFLAGS", flags.join(" ")).env("CARGO_TERM_COLOR", "never");
     let ended = run_logged(&mut command, log, Duration::from_secs(900))?;
     Ok(if ended.success() { Ok(target.join(host).join("release")) } else { Err(ended.describe()) })
-}
-
-fn host() -> Option<String> {
-    let output = Command::new("rustc").arg("-vV").output().ok()?;
-    let text = String::from_utf8_lossy(&output.stdout).into_owned();
-    text.lines().find_map(|line| line.strip_prefix("host: ")).map(str::to_owned)
 }
 
 /// How many inputs libFuzzer says it has tried.

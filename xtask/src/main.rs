@@ -5,8 +5,8 @@
 //!   classes  the table of size classes                       loom     the models of the lock-free protocols
 //!   bench    Terrane beside other allocators                 fuzz     operation sequences beside a reference model
 //!   fit      placement engines compared                      gpu      device pools measured
-//!   golden   the hit path, instruction by instruction        ci       `.ci/run` in a fresh clone
-//!   sanitize tests under sanitizers and Miri
+//!   golden   the hit path, instruction by instruction        numa-vm  where blocks lie on emulated NUMA machines
+//!   sanitize tests under sanitizers and Miri                 ci       `.ci/run` in a fresh clone
 //! ```
 //!
 //! One file per command. Commands only start other programs (mostly `cargo`), so this crate depends on no other crate
@@ -20,6 +20,7 @@ mod fuzz;
 mod golden;
 mod gpu;
 mod loom;
+mod numa_vm;
 mod process;
 mod programs;
 mod run;
@@ -59,6 +60,8 @@ enum Command {
     Golden(golden::Args),
     /// Compare placement engines
     Fit(fit::Args),
+    /// Boot emulated machines of several memory nodes and ask where blocks lie
+    NumaVm(numa_vm::Args),
     /// Measure device memory pools
     Gpu(gpu::Args),
 }
@@ -76,6 +79,7 @@ fn main() -> ExitCode {
         Command::Sanitize(args) => sanitize::main(&args),
         Command::Golden(args) => golden::main(&args),
         Command::Fit(args) => fit::main(&args),
+        Command::NumaVm(args) => numa_vm::main(&args),
         Command::Gpu(args) => gpu::main(&args),
     };
     result.unwrap_or_else(|error| {

@@ -81,6 +81,13 @@ where
     command
 }
 
+/// The system that rustc compiles for when nobody says otherwise.
+pub fn host() -> Option<String> {
+    let output = Command::new("rustc").arg("-vV").output().ok()?;
+    let text = String::from_utf8_lossy(&output.stdout).into_owned();
+    text.lines().find_map(|line| line.strip_prefix("host: ")).map(str::to_owned)
+}
+
 /// Builds the package in release and runs it with `args`, on this terminal; its exit code is ours.
 pub fn cargo_run_release(package: &str, args: &[String]) -> Outcome {
     let status = cargo(["run", "--quiet", "--release", "--package", package, "--"])

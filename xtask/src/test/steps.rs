@@ -49,6 +49,7 @@ pub fn all() -> Vec<Check> {
     if has_crate("terrane-pages") {
         checks.push(Check::new("hwloc", hwloc));
     }
+    checks.push(Check::new("numa-vm", crate::numa_vm::check).only_full("boots emulated machines"));
     checks.push(Check::new("fixed-addresses", fixed_addresses).only_full("runs tests a second time"));
     if has_crate("terrane") {
         checks.push(Check::new("only-rust", only_rust));
