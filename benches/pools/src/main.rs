@@ -3,6 +3,7 @@
 //! Every row is run in rounds; in each round every subject runs once, so that a change of the machine's speed meets all of them.
 //! What is printed is the median of a subject's rounds. The last column is Terrane's over the best of the others.
 
+mod lists;
 mod sizing;
 mod subjects;
 
@@ -28,6 +29,9 @@ struct Args {
     /// Compare policies of sizing instead of pools
     #[arg(long)]
     sizing: bool,
+    /// Compare policies of sizing for the allocator's own lists
+    #[arg(long)]
+    lists: bool,
 }
 
 /// A measurement: how many operations per thread → a figure.
@@ -163,6 +167,10 @@ fn main() -> ExitCode {
     let args = Args::parse();
     if args.sizing {
         sizing::table();
+        return ExitCode::SUCCESS;
+    }
+    if args.lists {
+        lists::table(args.rounds.max(1));
         return ExitCode::SUCCESS;
     }
     let rows = [
