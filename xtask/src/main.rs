@@ -7,6 +7,7 @@
 //!   fit      placement engines compared                      gpu      device pools measured
 //!   golden   the hit path, instruction by instruction        numa-vm  where blocks lie on emulated NUMA machines
 //!   sanitize tests under sanitizers and Miri                 ci       `.ci/run` in a fresh clone
+//!   soak     many threads for a long time, verified
 //! ```
 //!
 //! One file per command. Commands only start other programs (mostly `cargo`), so this crate depends on no other crate
@@ -25,6 +26,7 @@ mod process;
 mod programs;
 mod run;
 mod sanitize;
+mod soak;
 mod test;
 mod workspace;
 
@@ -62,6 +64,8 @@ enum Command {
     Fit(fit::Args),
     /// Boot emulated machines of several memory nodes and ask where blocks lie
     NumaVm(numa_vm::Args),
+    /// Run many threads on Terrane for a long time, and verify its books at intervals
+    Soak(soak::Args),
     /// Measure device memory pools
     Gpu(gpu::Args),
 }
@@ -80,6 +84,7 @@ fn main() -> ExitCode {
         Command::Golden(args) => golden::main(&args),
         Command::Fit(args) => fit::main(&args),
         Command::NumaVm(args) => numa_vm::main(&args),
+        Command::Soak(args) => soak::main(&args),
         Command::Gpu(args) => gpu::main(&args),
     };
     result.unwrap_or_else(|error| {

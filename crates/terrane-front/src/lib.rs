@@ -68,6 +68,8 @@ mod snapshot;
 mod thread;
 #[cfg(not(loom))]
 mod tls;
+#[cfg(not(loom))]
+mod verify;
 
 #[cfg(not(loom))]
 pub use background::start_background_purge;
@@ -81,3 +83,5 @@ pub use memcheck::{alloc, alloc_zeroed, free, free_sized, realloc, realloc_sized
 pub use snapshot::{ClassSnapshot, Snapshot, snapshot};
 /// Policies for the depth of caches: those of the allocator's own threads and of pools.
 pub use terrane_core::policies as sizing;
+#[cfg(not(loom))]
+pub use verify::{verify, verify_quiet};

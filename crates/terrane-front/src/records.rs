@@ -82,6 +82,16 @@ impl<H, C> Record<H, C> {
         result
     }
 
+    /// The heap, to look at.
+    ///
+    /// # Safety
+    /// Nobody uses the heap while the reference lives.
+    #[cfg(not(loom))]
+    pub(crate) unsafe fn look_at_heap(&self) -> &H {
+        // SAFETY: the caller's promise.
+        self.heap.with(|heap| unsafe { &*heap })
+    }
+
     /// The counters of the heap, which any thread may read.
     pub fn counters(&self) -> &C {
         // SAFETY: counters are atomics, and records are never freed.

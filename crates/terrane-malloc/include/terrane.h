@@ -79,6 +79,9 @@ void terrane_buffers_stats(const terrane_buffers_t *pool, terrane_pool_stats_t *
 void terrane_tick(void);
 /* Returns the free blocks that the calling thread holds back to their slabs. */
 void terrane_collect(void);
+/* Checks what the calling thread owns, and what of the shared structures holds at any moment: 0, or -1 after one line on
+ * standard error that says what is broken. */
+int terrane_verify(void);
 /* Gives all free memory back to the system; bytes given back. */
 size_t terrane_purge(void);
 

@@ -4,6 +4,7 @@ use crate::report;
 use core::ffi::{c_int, c_void};
 use core::ptr;
 use terrane_front as front;
+use terrane_front::process::Line;
 
 /// Alignment of every block: that of the largest basic C type.
 pub(crate) const ALIGN: usize = 16;
@@ -287,6 +288,28 @@ pub extern "C" fn terrane_tick() {
 #[unsafe(no_mangle)]
 pub extern "C" fn terrane_collect() {
     front::collect();
+}
+
+/// Checks what the calling thread owns, and what of the shared structures holds at any moment: 0, or -1 after one line on
+/// standard error that says what is broken.
+#[unsafe(no_mangle)]
+pub extern "C" fn terrane_verify() -> c_int {
+    match front::verify() {
+        Ok(_) => 0,
+        Err(error) => {
+            Line::new()
+                .text("terrane: ")
+                .text(error.what.message())
+                .text(" at ")
+                .hex(error.address)
+                .text(": expected ")
+                .hex(error.expected as usize)
+                .text(", found ")
+                .hex(error.found as usize)
+                .write(libc::STDERR_FILENO);
+            -1
+        }
+    }
 }
 
 /// Gives all free memory back to the system; bytes given back.

@@ -596,6 +596,7 @@ impl<S: PageSource, K: Sharing, O: Observer> Domain<S, K, O> {
     /// The source's own.
     pub fn take_record(&self, bytes: usize) -> Result<NonNull<u8>, SourceError> {
         let run = self.take_run(bytes.div_ceil(SLICE_BYTES), 1, self.current_node(), ptr::null())?;
+        self.counters.record_bytes.add_shared::<K>((run.len * SLICE_BYTES) as u64);
         // SAFETY: a run lies in a live segment, and is ours.
         unsafe {
             let start = (*run.segment).slice(run.index);

@@ -19,6 +19,9 @@ mod nodes;
 mod remote;
 mod small;
 
+#[cfg(not(loom))]
+pub(crate) use small::LONGEST_LIST;
+
 use crate::depths::{Depths, MOST_BLOCKS};
 use crate::domain::{Domain, SHARDS};
 use crate::huge::MAX_HUGE;
@@ -73,6 +76,15 @@ pub struct Heap<S, K, O = ()> {
     counters: HeapCounters,
     /// Others read the counters while the thread has the heap to itself, so a `&mut` to it must promise the compiler nothing.
     _watched: PhantomPinned,
+}
+
+/// What a walk over a heap looks at.
+#[cfg(not(loom))]
+pub(crate) struct Parts<'a> {
+    pub(crate) queues: &'a [Queue; CLASSES],
+    pub(crate) aside: &'a [*mut Block; CLASSES],
+    pub(crate) batches: &'a Batches,
+    pub(crate) large: &'a LargeCache,
 }
 
 /// A chain for a thread's list, and whether its first block reads as zero beyond its link.
@@ -146,6 +158,11 @@ impl<S: PageSource, K: Sharing, O: Observer> Heap<S, K, O> {
     /// Bytes that the lists of all classes in use should hold at most, together.
     pub const fn depth_bytes(&self) -> u64 {
         self.depths.bytes()
+    }
+
+    #[cfg(not(loom))]
+    pub(crate) const fn parts(&self) -> Parts<'_> {
+        Parts { queues: &self.queues, aside: &self.aside, batches: &self.batches, large: &self.large }
     }
 
     /// What the heap counted.

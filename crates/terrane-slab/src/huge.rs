@@ -60,6 +60,12 @@ impl HugeCache {
         Self { slots: core::array::from_fn(|_| AtomicU64::new(0)) }
     }
 
+    /// The spans that wait: segment number and length in segments.
+    pub(crate) fn waiting(&self) -> impl Iterator<Item = (u64, u64)> {
+        let words = self.slots.iter().map(|slot| slot.load(Ordering::Acquire));
+        words.filter(|&word| word != 0).map(|word| (number_of(word), segments_of(word)))
+    }
+
     /// Puts the span at segment number `number` there; whether a slot was empty.
     pub fn put<K: Sharing>(&self, number: u64, segments: u64, now: u64) -> bool {
         let word = number | segments << 22 | ((now >> 6) << 42);

@@ -207,6 +207,22 @@ impl LargeCache {
         true
     }
 
+    /// The lists that may hold blocks: slices that a block has at least, the first block, blocks that there should be.
+    #[cfg(not(loom))]
+    pub(crate) fn stocks(&self, lists: &LargeLists) -> impl Iterator<Item = (usize, *mut Block, u32)> {
+        (0..LARGE_CLASSES).filter(|&class| self.granted[class] > 0).map(|class| {
+            let count = (self.granted[class] as u32).wrapping_sub(lists.room[class].get());
+            (slices_of(class), lists.heads[class].get(), count)
+        })
+    }
+
+    /// Bytes that the lists may hold: as counted, and as the lists add up.
+    #[cfg(not(loom))]
+    pub(crate) fn bytes(&self) -> (usize, usize) {
+        let lists = self.granted.iter().enumerate();
+        (self.bytes, lists.map(|(class, &granted)| granted as usize * slices_of(class) * SLICE_BYTES).sum())
+    }
+
     /// Takes back what was granted and is not used.
     fn withdraw(&mut self, lists: &LargeLists) {
         for class in 0..LARGE_CLASSES {

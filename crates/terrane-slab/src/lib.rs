@@ -68,6 +68,8 @@ pub mod shelf;
 pub mod size_class;
 pub mod slab;
 pub mod stats;
+#[cfg(not(loom))]
+pub mod verify;
 mod zeroed;
 
 pub use arena::Growth;
@@ -80,3 +82,5 @@ pub use private::PrivateHeap;
 pub use purge::PurgePolicy;
 pub use sharing::{Local, Shared, Sharing};
 pub use slab::{HeapId, Misuse};
+#[cfg(not(loom))]
+pub use verify::{Broken, VerifyError, VerifyReport};

@@ -11,6 +11,7 @@ use crate::segment::SLICE_BYTES;
 use crate::sharing::Local;
 use crate::size_class::{self, MAX_SMALL};
 use crate::slab::MAX_HEAP_ID;
+use crate::verify::{VerifyError, VerifyReport};
 use core::cell::{Cell, UnsafeCell};
 use core::ptr::NonNull;
 use terrane_core::{Extent, Observer, PageSource, SourceError};
@@ -279,6 +280,21 @@ impl<S: PageSource, O: Observer> PrivateHeap<S, O> {
         #[cfg(feature = "valgrind")]
         let _quiet = crate::memcheck::Quiet::new();
         self.heap().release_caches(&self.state().lists);
+    }
+
+    /// Checks the heap from end to end: every arena, slab, list and sum.
+    ///
+    /// # Errors
+    /// The first promise of a tier that does not hold: a block was freed twice or written to after it was freed, or there is
+    /// a mistake in this crate.
+    pub fn verify(&self) -> Result<VerifyReport, VerifyError> {
+        let state = self.state();
+        // SAFETY: no method of this type holds the heap while the caller runs; it is the only heap of its domain, and nobody
+        // else uses either.
+        unsafe {
+            let heap: &Heap<S, Local, O> = &*state.heap.get();
+            state.domain.verify_quiet(|| core::iter::once((heap, Some(&state.lists))))
+        }
     }
 
     /// What the heap counted.

@@ -25,6 +25,16 @@ impl Queue {
         Self { bins: [ptr::null_mut(); BINS], hint: 0, len: 0 }
     }
 
+    /// The first slab of every bin.
+    pub(crate) fn bins(&self) -> &[*mut Slab] {
+        &self.bins
+    }
+
+    /// Bit set: the bin is not empty.
+    pub(crate) fn hint(&self) -> u8 {
+        self.hint
+    }
+
     /// Slabs in the queue.
     pub(crate) fn len(&self) -> u32 {
         self.len
@@ -46,7 +56,7 @@ impl Queue {
     }
 
     /// Free blocks from which a slab of bin `bin` belongs in a higher one.
-    fn limit_of(bin: u8, capacity: u32) -> u32 {
+    pub(crate) fn limit_of(bin: u8, capacity: u32) -> u32 {
         if bin as usize == BINS - 1 { u32::MAX } else { ((bin as u32 + 1) * capacity).div_ceil(BINS as u32) }
     }
 

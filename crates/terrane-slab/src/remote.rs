@@ -69,6 +69,11 @@ impl Batches {
         (!old.slab.is_null()).then_some((old.slab, old.chain))
     }
 
+    /// The batches that wait.
+    pub(crate) fn waiting(&self) -> impl Iterator<Item = (*const Slab, Chain)> {
+        self.places.iter().filter(|place| !place.slab.is_null()).map(|place| (place.slab, place.chain))
+    }
+
     /// Takes any batch out.
     pub(crate) fn take(&mut self) -> Due {
         let place = self.places.iter_mut().find(|place| !place.slab.is_null())?;

@@ -39,6 +39,11 @@ impl Shelf {
         self.0.load(Ordering::Relaxed) & NUMBER_MASK == 0
     }
 
+    /// Number of the slab on top, 0 if there is none, as of some moment during the call.
+    pub(crate) fn top(&self) -> u64 {
+        self.0.load(Ordering::Acquire) & NUMBER_MASK
+    }
+
     /// Puts `slab` on top.
     ///
     /// # Safety

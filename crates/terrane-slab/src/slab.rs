@@ -104,21 +104,21 @@ pub struct Chain {
 }
 
 /// What only the owner touches.
-#[derive(Debug)]
+#[derive(Clone, Copy, Debug)]
 pub(crate) struct LocalPart {
     /// Free blocks, last freed first.
-    free: *mut Block,
+    pub(crate) free: *mut Block,
     /// Neighbours in the owner's queue.
     pub(crate) next: *mut Slab,
     pub(crate) previous: *mut Slab,
     /// Blocks in `free`.
-    free_count: u32,
-    /// Blocks that are out: `capacity = out + free_count + (capacity − virgin) + remote list`.
-    out: u32,
+    pub(crate) free_count: u32,
+    /// Blocks that are out, those of the remote list among them until the owner collects: `virgin = out + free_count`.
+    pub(crate) out: u32,
     /// Blocks below this index have been handed out at least once.
-    virgin: u32,
+    pub(crate) virgin: u32,
     /// Blocks of the slab; for a large block 1.
-    capacity: u32,
+    pub(crate) capacity: u32,
     /// Size class, or [`LARGE_CLASS`].
     pub(crate) class: u16,
     /// Slices that the slab spans.
@@ -266,6 +266,18 @@ impl Slab {
     #[inline]
     pub fn remote_count(&self) -> u32 {
         ((self.shared.word.load(Ordering::Relaxed) & COUNT_MASK) >> COUNT_SHIFT) as u32
+    }
+
+    /// What the word says, as of some moment during the call.
+    pub(crate) fn read_word(&self) -> WordParts {
+        let word = self.shared.word.load(Ordering::Acquire);
+        WordParts {
+            owner: (word >> OWNER_SHIFT) as HeapId,
+            shelved: word & SHELVED != 0,
+            remote_head: self.block_at(word & HEAD_MASK),
+            remote_count: ((word & COUNT_MASK) >> COUNT_SHIFT) as u32,
+            out_at_park: self.shared.out_at_park.load(Ordering::Relaxed),
+        }
     }
 
     /// Calls `f` with the local part.
@@ -587,6 +599,18 @@ impl Slab {
     fn block_at(&self, head: u64) -> *mut Block {
         if head == 0 { ptr::null_mut() } else { self.start().wrapping_add((head as usize - 1) * 8).cast() }
     }
+}
+
+/// What a slab's shared part says.
+#[derive(Clone, Copy, Debug)]
+pub(crate) struct WordParts {
+    pub(crate) owner: HeapId,
+    pub(crate) shelved: bool,
+    /// First block that others have freed, null for none.
+    pub(crate) remote_head: *mut Block,
+    pub(crate) remote_count: u32,
+    /// Blocks that were out when the slab was last parked.
+    pub(crate) out_at_park: u32,
 }
 
 /// Others have freed into the slab meanwhile.

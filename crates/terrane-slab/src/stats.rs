@@ -226,6 +226,8 @@ pub struct DomainCounters {
     pub slices_in_use: Counter,
     /// Largest value of `slices_in_use` plus `huge_committed`.
     pub peak_in_use: Counter,
+    /// Bytes of `slices_in_use` that hold records, for good.
+    pub record_bytes: Counter,
     /// Bytes of huge blocks handed out.
     pub huge_live: Counter,
     /// Bytes of huge spans that hold memory, live or cached.
@@ -255,6 +257,7 @@ impl DomainCounters {
             segments: Counter::new(),
             slices_in_use: Counter::new(),
             peak_in_use: Counter::new(),
+            record_bytes: Counter::new(),
             huge_live: Counter::new(),
             huge_committed: Counter::new(),
             huge_allocated: Counter::new(),

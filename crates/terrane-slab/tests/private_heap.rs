@@ -131,13 +131,18 @@ fn run(ops: &[Op], page: usize) {
                 Op::ReleaseFreeMemory => heap.release_free_memory(),
                 _ => {}
             }
+            if n % 64 == 0 {
+                heap.verify().unwrap();
+            }
         }
         for one in live.drain(..) {
             check(&one, one.bytes);
             // SAFETY: the block is live and came from this heap.
             unsafe { heap.free(one.block, one.bytes, one.align) };
         }
+        heap.verify().unwrap();
         heap.release_free_memory();
+        assert_eq!(heap.verify().unwrap().looked_at(), 0);
         let counters = heap.counters();
         for class in &counters.classes {
             assert_eq!(class.taken.get(), class.returned.get(), "blocks are missing from their slabs");

@@ -60,6 +60,14 @@ impl<S: PageSource> Heap<S> {
         self.heap.counters()
     }
 
+    /// Checks the heap from end to end: every arena, slab, list and sum.
+    ///
+    /// # Errors
+    /// What is broken, and where.
+    pub fn verify(&self) -> Result<terrane_slab::VerifyReport, terrane_slab::VerifyError> {
+        self.heap.verify()
+    }
+
     /// What the tiers below the heap counted.
     pub fn tier_counters(&self) -> &DomainCounters {
         &self.heap.domain().counters

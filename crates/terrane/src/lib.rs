@@ -54,11 +54,37 @@ pub use terrane_core::Decommit;
 pub use terrane_front::{ClassSnapshot, Snapshot};
 pub use terrane_pages as pages;
 pub use terrane_slab as slab;
-pub use terrane_slab::{Growth, PurgePolicy};
+pub use terrane_slab::{Broken, Growth, PurgePolicy, VerifyError, VerifyReport};
 
 /// Takes a snapshot of the process's allocator: per tier and per class, sums exact. Allocates nothing.
 pub fn stats() -> Snapshot {
     terrane_front::snapshot()
+}
+
+/// Checks what the calling thread owns, and what of the shared structures holds at any moment; other threads may run.
+///
+/// ```
+/// let numbers: Vec<u64> = (0..1000).collect();
+/// terrane::verify().expect("the allocator is in order");
+/// # drop(numbers);
+/// ```
+///
+/// # Errors
+/// What is broken, and where: a block was freed twice, or written to after it was freed, or there is a mistake in Terrane.
+pub fn verify() -> Result<VerifyReport, VerifyError> {
+    terrane_front::verify()
+}
+
+/// Checks everything: all heaps and all that they share, and that slices, slabs, blocks and bytes add up.
+///
+/// # Errors
+/// As for [`verify`].
+///
+/// # Safety
+/// As for [`terrane_front::verify_quiet`]: no other thread allocates, frees, begins or ends meanwhile.
+pub unsafe fn verify_quiet() -> Result<VerifyReport, VerifyError> {
+    // SAFETY: the caller's promise is the same.
+    unsafe { terrane_front::verify_quiet() }
 }
 
 /// Returns the free blocks that the calling thread holds back to their slabs, and gives up slabs that are empty.

@@ -6,6 +6,7 @@
 
 mod book;
 mod install;
+mod soak;
 mod steps;
 mod valgrind;
 

@@ -391,4 +391,4 @@ impl<S: PageSource, K: Sharing, O: Observer> Heap<S, K, O> {
 }
 
 /// No list is longer: its depth, the room between two looks, and the largest refill together.
-pub(super) const LONGEST_LIST: u32 = 2 * MOST_BLOCKS + 2 * (SLICE_BYTES / 8) as u32 * 16;
+pub(crate) const LONGEST_LIST: u32 = 2 * MOST_BLOCKS + 2 * (SLICE_BYTES / 8) as u32 * 16;
