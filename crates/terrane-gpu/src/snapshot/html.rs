@@ -10,7 +10,7 @@ use std::fmt::Write;
 const WIDTH: f64 = 1000.0;
 const MAP_HEIGHT: f64 = 460.0;
 const CURVE_HEIGHT: f64 = 120.0;
-const MARGIN: f64 = 100.0;
+const MARGIN: f64 = 112.0;
 /// Height of a line of text in a drawing.
 const LINE: f64 = 13.0;
 /// Rectangles drawn at most; the newest win.
