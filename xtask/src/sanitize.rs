@@ -100,9 +100,14 @@ impl Tool {
                 Run { args: "-p terrane-front --tests", leaks: false },
                 Run { args: "-p terrane --tests", leaks: false },
             ],
+            // Whole suites take hours in the interpreter.
             Self::Miri => &[
                 Run { args: "-p terrane-core --lib --tests", leaks: true },
-                Run { args: "-p terrane-fit --lib --tests", leaks: true },
+                Run { args: "-p terrane-fit --test compaction", leaks: true },
+                Run {
+                    args: "-p terrane-pool --test pool -- detached_ a_destructor an_object_whose objects_ warm trim",
+                    leaks: true,
+                },
             ],
         }
     }

@@ -65,7 +65,7 @@ fn first_time() -> Option<usize> {
 
 /// The NUMA node that this thread runs on at the moment; 0 where that cannot be known.
 pub(crate) fn node() -> u32 {
-    #[cfg(target_os = "linux")]
+    #[cfg(all(target_os = "linux", not(miri)))]
     {
         let (mut cpu, mut node) = (0_u32, 0_u32);
         let none: *mut libc::c_void = core::ptr::null_mut();

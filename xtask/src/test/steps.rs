@@ -45,7 +45,10 @@ pub fn all() -> Vec<Check> {
         ("sanitize-address", Tool::Address),
         ("sanitize-miri", Tool::Miri),
     ] {
-        checks.push(Check::new(name, move |room| sanitize(room, tool)).only_full("takes five minutes"));
+        checks.push(
+            Check::new(name, move |room| sanitize(room, tool))
+                .only_full("takes about ten minutes on two cores"),
+        );
     }
     if has_crate("terrane-pages") {
         checks.push(Check::new("hwloc", hwloc));
