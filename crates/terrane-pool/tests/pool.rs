@@ -326,6 +326,25 @@ fn an_exhausted_thread_steals_before_it_makes_more() {
 }
 
 #[test]
+fn a_stream_of_objects_to_another_thread_comes_back_by_magazines_without_a_search_of_all_caches() {
+    const OBJECTS: usize = 50_000;
+    const QUEUE: usize = 256;
+    const CACHE: u32 = 64;
+    let (pool, _) = pool::<LockFree>(4096, CACHE);
+    let (send, receive) = std::sync::mpsc::sync_channel(QUEUE);
+    thread::scope(|scope| {
+        scope.spawn(|| (0..OBJECTS).for_each(|_| send.send(pool.acquire_owned().unwrap()).unwrap()));
+        scope.spawn(move || receive.iter().take(OBJECTS).for_each(drop));
+    });
+    let stats = pool.stats();
+    assert_eq!((stats.gathers, stats.out()), (0, 0), "{stats:?}");
+    // In the queue, in the two caches, in a magazine on its way, and in both hands.
+    assert!(stats.created <= (QUEUE as u64) + 3 * u64::from(CACHE) + 2, "{stats:?}");
+    // A miss brings a magazine, which is half of a cache.
+    assert!(stats.misses <= stats.created + OBJECTS as u64 / u64::from(CACHE / 2), "{stats:?}");
+}
+
+#[test]
 fn a_policy_sets_the_depth_of_each_cache_and_surplus_is_dropped() {
     struct Halve;
     impl Sizing for Halve {
