@@ -398,14 +398,16 @@ impl<S: PageSource, K: Sharing, O: Observer> Domain<S, K, O> {
     fn take_from(&self, segment: &Segment, len: usize, align: usize) -> Result<Option<Run>, SourceError> {
         // Slabs from the top, large blocks from the bottom, so that short runs do not cut the room for long ones; both first
         // from slices that hold memory already.
-        let claimed = if len <= SLAB_RUN && align == 1 {
+        let short = len <= SLAB_RUN && align == 1;
+        let claimed = if short {
             bitmap::claim_high::<K>(&segment.free, &segment.dirty, len)
         } else {
             bitmap::claim_among::<K>(&segment.free, &segment.dirty, len, align)
         };
+        let across = len > 1 && !(short && claimed.is_some());
         let claimed = claimed.or_else(|| bitmap::claim::<K>(&segment.free, len, align, 0));
-        if len > SLAB_RUN {
-            // A run that spans words may have been held in part for a moment, and others may have seen no free slice.
+        if across && !planted(Fault::PartUnopened) {
+            // A run across words may have been held in part for a moment, and others may have seen no free slice.
             self.reopen(segment);
         }
         let Some(index) = claimed else { return Ok(None) };

@@ -31,6 +31,8 @@ pub enum Fault {
     HintRelaxed,
     /// Slices come back, and are missed, without a fence before the look at the hint.
     OpenUnfenced,
+    /// A claim that held part of a run gives it back without a look at the hint.
+    PartUnopened,
     /// A purge pass gives its slices back without a look at the hint.
     PurgeUnopened,
     /// A purge pass does not claim what it purges.

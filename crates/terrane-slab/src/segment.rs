@@ -26,10 +26,17 @@ pub const SLICE_SHIFT: u32 = 16;
 /// Bytes of a slice, the unit in which slabs and large blocks take memory from a segment.
 pub const SLICE_BYTES: usize = 1 << SLICE_SHIFT;
 /// Whether address space is plentiful. The model checker, which makes every word of a header one by one, gets the lengths of
-/// 32-bit machines.
+/// 32-bit machines, or nearly.
 pub(crate) const ROOMY: bool = cfg!(all(target_pointer_width = "64", not(loom)));
 /// log2 of [`SEGMENT_BYTES`].
-pub const SEGMENT_SHIFT: u32 = if ROOMY { 25 } else { 22 };
+pub const SEGMENT_SHIFT: u32 = if ROOMY {
+    25
+} else if cfg!(loom) {
+    // Two words of slices, so that runs can lie across them.
+    23
+} else {
+    22
+};
 /// Bytes of a segment, and its alignment.
 pub const SEGMENT_BYTES: usize = 1 << SEGMENT_SHIFT;
 /// Slices of a segment, those of its header included.

@@ -19,6 +19,7 @@ models! {
     model_publication: publication, threads 3,
         faults [fault_publication_arena_relaxed: ArenaRelaxed, fault_publication_segment_relaxed: HintRelaxed];
     model_open_hint: open_hint, threads 2, faults [fault_open_hint_unfenced: OpenUnfenced];
+    model_part_of_run: part_of_run, threads 2, faults [fault_part_of_run_unopened: PartUnopened];
     model_purge_claim: purge_claim, threads 2,
         faults [fault_purge_claim_unclaimed: PurgeUnclaimed, fault_purge_claim_unopened: PurgeUnopened];
     model_purge_due: purge_due, threads 2, faults [fault_purge_due_unfenced: DueUnfenced];
@@ -108,6 +109,43 @@ fn open_hint(iterations: &'static AtomicU64) {
         let next = take(&domain, 3, 1);
         let found = [taken, next].into_iter().filter(|&block| segment_of(block) == segment_of(last)).count();
         assert_eq!(found, 1, "a free slice is in nobody's reach");
+    });
+}
+
+/// Two slices are free, on both sides of a boundary of words. One thread wants both, another takes one and then one more:
+/// what the first held for a moment and gave back is found.
+fn part_of_run(iterations: &'static AtomicU64) {
+    check(1, iterations, || {
+        let domain = domain(POLICY);
+        // Slabs' lengths are taken from the top, within words.
+        for slices in [16, 16, 16, 15] {
+            take(&domain, 1, slices);
+        }
+        let (upper, lower) = (take(&domain, 1, 1), take(&domain, 1, 1));
+        assert_eq!((upper - lower, upper / SLICE_BYTES % 64), (SLICE_BYTES, 0));
+        let mut left = USABLE_SLICES - 65;
+        while left > 0 {
+            take(&domain, 1, left.min(16));
+            left -= left.min(16);
+        }
+        give(&domain, 1, upper);
+        give(&domain, 1, lower);
+        let both = {
+            let domain = domain.clone();
+            thread::spawn(move || take(&domain, 2, 2))
+        };
+        let single = {
+            let domain = domain.clone();
+            thread::spawn(move || [3, 4].map(|name| take(&domain, name, 1)))
+        };
+        let both = both.join().unwrap();
+        let [first, second] = single.join().unwrap();
+        let here = |block: usize| (segment_of(block) == segment_of(upper)) as usize;
+        let mut used = 2 * here(both) + here(first) + here(second);
+        while used < 2 {
+            assert_eq!(here(take(&domain, 5, 1)), 1, "a free slice is in nobody's reach");
+            used += 1;
+        }
     });
 }
 

@@ -76,7 +76,7 @@ fn nothing_is_left(domain: &Model) {
 /// A thread ends while another frees into its slab and a third needs blocks of the class: the third adopts the slab or makes
 /// one of its own, no block is in two hands, and in the end nothing is left.
 fn abandon_adopt(iterations: &'static AtomicU64) {
-    check(3, iterations, || {
+    check(2, iterations, || {
         let domain = domain(POLICY);
         let class = class_of_blocks(4);
         let mut first = Thread::new(&domain, 1);
@@ -113,7 +113,7 @@ fn abandon_adopt(iterations: &'static AtomicU64) {
 
 /// A batch arrives while the owner ends, and a third thread frees the rest: whoever brings the last block retires the slab.
 fn batch_exit(iterations: &'static AtomicU64) {
-    check(3, iterations, || {
+    check(2, iterations, || {
         let domain = domain(POLICY);
         let class = class_of_blocks(8);
         let mut owner = Thread::new(&domain, 1);
