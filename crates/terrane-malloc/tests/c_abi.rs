@@ -33,8 +33,13 @@ fn a_child_forked_while_eight_threads_allocate_can_allocate_free_and_exit() {
 }
 
 #[test]
+fn a_thread_may_end_by_exit_or_cancellation_inside_the_new_handler() {
+    program("callbacks.cc").run(&[]);
+}
+
+#[test]
 fn blocks_outlive_their_threads_however_those_end() {
-    program("threads.c").run(&["4000"]);
+    program("threads.c").run(&["10000"]);
 }
 
 #[test]
