@@ -8,6 +8,7 @@ mod compilers;
 mod languages;
 mod redis;
 mod stage;
+mod suites;
 mod tools;
 
 use crate::test::{Check, Room, Verdict, Wanted, build_library, ensure};
@@ -34,6 +35,7 @@ pub fn all() -> Vec<Check> {
         .into_iter()
         .flatten()
         .map(|program| Check::new(program.name, move |room| compare(program, room)))
+        .chain(suites::all())
         .collect()
 }
 

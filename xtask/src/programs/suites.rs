@@ -1,0 +1,164 @@
+//! The tests of other crates, run from their registry packages: the same verdicts on the system's allocator and on Terrane.
+//!
+//! The package is copied to a folder of its own and built once; its test programs, which take their memory from `malloc`, run
+//! twice, the second time with the library preloaded. Nothing of the package becomes part of this repository.
+
+use crate::process::run_reading;
+use crate::test::{Check, Room, Verdict, build_library};
+use crate::workspace::{Error, cargo, host, library, root, target};
+use std::fs;
+use std::path::{Path, PathBuf};
+use std::process::Command;
+use std::time::Duration;
+
+/// Name of the check, name of the package, features that its tests want.
+const SUITES: &[(&str, &str, &str)] = &[
+    ("suite-bytes", "bytes", ""),
+    ("suite-hashbrown", "hashbrown", ""),
+    ("suite-crossbeam", "crossbeam", ""),
+    ("suite-regex", "regex", ""),
+    ("suite-serde_json", "serde_json", ""),
+];
+
+/// The checks, one per package.
+pub fn all() -> Vec<Check> {
+    SUITES
+        .iter()
+        .map(|&(check, package, features)| {
+            Check::new(check, move |room| compare(package, features, room))
+                .only_full("builds another crate's tests")
+        })
+        .collect()
+}
+
+fn compare(package: &str, features: &str, room: &Room) -> Result<Verdict, Error> {
+    if let Err(why) = build_library(room)? {
+        return Ok(Verdict::Failed(why));
+    }
+    let Some(source) = source(package)? else {
+        return Ok(Verdict::Skipped(format!("no package {package} is at hand, and none can be fetched")));
+    };
+    let folder = room.scratch.join(package);
+    copy(&source, &folder)?;
+    // Inside our workspace's folder, but none of its members.
+    let manifest = folder.join("Cargo.toml");
+    let text = fs::read_to_string(&manifest)
+        .map_err(|cause| Error::io(format_args!("cannot read {}", manifest.display()), cause))?;
+    fs::write(&manifest, format!("{text}\n[workspace]\n"))
+        .map_err(|cause| Error::io(format_args!("cannot write {}", manifest.display()), cause))?;
+
+    let test = |preload: Option<&Path>, args: &[&str]| {
+        let mut command = cargo(["test", "--no-fail-fast", "--lib", "--tests", "--features", features]);
+        command.args(args).current_dir(&folder);
+        command.arg("--target-dir").arg(target().join("suites"));
+        command.env("CARGO_TERM_COLOR", "never").env("RUSTFLAGS", "--cap-lints=allow");
+        if let (Some(library), Some(host)) = (preload, host()) {
+            let name = host.to_uppercase().replace('-', "_");
+            let report = room.scratch.join("report");
+            command.env(
+                format!("CARGO_TARGET_{name}_RUNNER"),
+                format!("env LD_PRELOAD={} TERRANE_REPORT={}", library.display(), report.display()),
+            );
+        }
+        command
+    };
+    let minutes = |count: u64| Duration::from_secs(60 * count);
+    let (built, _) = run_reading(&mut test(None, &["--no-run"]), &room.log, minutes(10))?;
+    if !built.success() {
+        return Ok(Verdict::Skipped(format!(
+            "the tests of {package} do not build here ({})",
+            built.describe()
+        )));
+    }
+    let (plain, printed) = run_reading(&mut test(None, &[]), &room.log, minutes(10))?;
+    let expected = verdicts(&printed);
+    if expected.len() < 10 {
+        return Ok(Verdict::Failed(format!("only {} tests ran", expected.len())));
+    }
+    let (preloaded, printed) = run_reading(&mut test(Some(&library()), &[]), &room.log, minutes(10))?;
+    let got = verdicts(&printed);
+    let left_report =
+        fs::read_to_string(room.scratch.join("report")).is_ok_and(|text| text.contains("heap report"));
+    Ok(
+        if let Some(first) = expected
+            .iter()
+            .find(|line| !got.contains(line))
+            .or(got.iter().find(|line| !expected.contains(line)))
+        {
+            Verdict::Failed(format!("verdicts differ, the first at: {first}"))
+        } else if plain.success() != preloaded.success() || expected.len() != got.len() {
+            Verdict::Failed(format!("without Terrane {}, on it {}", plain.describe(), preloaded.describe()))
+        } else if !left_report {
+            Verdict::Failed("no test program left a heap report: Terrane was not loaded".into())
+        } else {
+            let failed = expected.iter().filter(|line| line.ends_with("FAILED")).count();
+            Verdict::Passed(format!(
+                "{} {}: {} verdicts equal, {failed} of them failures",
+                package,
+                version(&source),
+                got.len()
+            ))
+        },
+    )
+}
+
+/// The lines `test … ok` (or FAILED, ignored) of the harnesses, sorted.
+fn verdicts(printed: &str) -> Vec<String> {
+    let ends = ["... ok", "... FAILED", "... ignored"];
+    let mut lines: Vec<String> = printed
+        .lines()
+        .filter(|line| line.starts_with("test ") && ends.iter().any(|end| line.contains(end)))
+        .map(str::to_owned)
+        .collect();
+    lines.sort();
+    lines
+}
+
+/// The folder of the package in cargo's own store, in the newest version that our lock file names.
+fn source(package: &str) -> Result<Option<PathBuf>, Error> {
+    let lock = fs::read_to_string(root().join("Cargo.lock")).unwrap_or_default();
+    let wanted = format!("name = \"{package}\"");
+    let lines: Vec<&str> = lock.lines().collect();
+    let version = lines
+        .windows(2)
+        .filter(|pair| pair[0] == wanted)
+        .filter_map(|pair| pair[1].strip_prefix("version = \"")?.strip_suffix('"'))
+        .next_back();
+    let Some(version) = version else { return Ok(None) };
+    // What the lock file names is fetched, if it is not there yet.
+    let fetched = cargo(["fetch", "--locked", "--quiet"]).status();
+    fetched.map_err(|cause| Error::io("cannot start cargo", cause))?;
+    let home = std::env::var_os("CARGO_HOME")
+        .map(PathBuf::from)
+        .or_else(|| std::env::var_os("HOME").map(|home| PathBuf::from(home).join(".cargo")));
+    let Some(registries) = home.and_then(|home| fs::read_dir(home.join("registry/src")).ok()) else {
+        return Ok(None);
+    };
+    let folder = format!("{package}-{version}");
+    Ok(registries.filter_map(Result::ok).map(|entry| entry.path().join(&folder)).find(|path| path.is_dir()))
+}
+
+fn version(source: &Path) -> String {
+    let name = source.file_name().map(|name| name.to_string_lossy().into_owned()).unwrap_or_default();
+    name.rsplit('-').next().unwrap_or_default().to_owned()
+}
+
+fn copy(from: &Path, to: &Path) -> Result<(), Error> {
+    let mut command = Command::new("cp");
+    let done = command.arg("-r").arg(from).arg(to).status();
+    match done.map_err(|cause| Error::io("cannot start cp", cause))? {
+        status if status.success() => Ok(()),
+        status => Err(Error(format!("cannot copy {}: {status}", from.display()))),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::verdicts;
+
+    #[test]
+    fn verdicts_are_the_lines_of_tests_and_sorted() {
+        let printed = "running 2 tests\ntest b ... FAILED\ntest a ... ok\ntest result: FAILED. 1 passed\n";
+        assert_eq!(verdicts(printed), ["test a ... ok", "test b ... FAILED"]);
+    }
+}
