@@ -11,6 +11,8 @@
  *   TERRANE_HUGE_CACHE_MIB  MiB of freed blocks above 4 MiB that are kept for reuse (256)
  *   TERRANE_LARGE_CACHE_MIB MiB of freed blocks of 32 KiB to 4 MiB that each thread keeps (4)
  *   TERRANE_HUGE_PAGES      "on" or "off": huge pages behind blocks that grow large (on)
+ *   TERRANE_GUARDED         "on" or "off": reserved memory is inaccessible until it is used, so that mlockall does not make
+ *                           it present (off)
  *   TERRANE_NUMA            "on" or "off": memory of each NUMA node kept apart (off)
  *   TERRANE_REPORT          a path, or "stderr": where the heap report goes at exit (no report)
  *   TERRANE_REPORT_FORMAT   "text" or "json" (text)

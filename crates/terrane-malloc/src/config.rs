@@ -8,6 +8,7 @@
 //! | `TERRANE_HUGE_CACHE_MIB` | a number | 256 | MiB of freed huge blocks kept for reuse |
 //! | `TERRANE_LARGE_CACHE_MIB` | a number | 4 | MiB of freed large blocks that each thread keeps |
 //! | `TERRANE_HUGE_PAGES` | `on`, `off` | `on` | transparent huge pages behind blocks that grow large |
+//! | `TERRANE_GUARDED` | `on`, `off` | `off` | reserved memory is inaccessible until it is used: for programs that call `mlockall` |
 //! | `TERRANE_NUMA` | `on`, `off` | `off` | memory of each NUMA node kept apart |
 //! | `TERRANE_REPORT` | a path, or `stderr` | none | where the report goes at exit |
 //! | `TERRANE_REPORT_FORMAT` | `text`, `json` | `text` | its form |
@@ -32,6 +33,8 @@ fn apply(setting: Setting<'_>) {
         Setting::HugeCache(bytes) => purge.huge_cache_bytes = bytes,
         Setting::LargeCache(bytes) => purge.large_cache_bytes = bytes,
         Setting::HugePages(on) => domain.set_huge_pages(on),
+        Setting::Guarded(true) => domain.source().guard(),
+        Setting::Guarded(false) => {}
         Setting::Numa(on) => terrane_front::process::set_numa(on),
         Setting::Background(on) => {
             // A thread that cannot be started leaves memory to be given back by activity.

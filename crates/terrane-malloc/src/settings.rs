@@ -18,6 +18,8 @@ pub enum Setting<'a> {
     LargeCache(usize),
     /// `TERRANE_HUGE_PAGES`.
     HugePages(bool),
+    /// `TERRANE_GUARDED`.
+    Guarded(bool),
     /// `TERRANE_NUMA`.
     Numa(bool),
     /// `TERRANE_BACKGROUND`.
@@ -70,6 +72,7 @@ pub fn parse<'a>(name: &[u8], value: &'a [u8]) -> Result<Setting<'a>, BadSetting
         b"LARGE_CACHE_MIB" => mebibytes(value).map(Setting::LargeCache),
         b"HUGE_PAGES" => switch(value).map(Setting::HugePages),
         b"BACKGROUND" => switch(value).map(Setting::Background),
+        b"GUARDED" => switch(value).map(Setting::Guarded),
         b"NUMA" => switch(value).map(Setting::Numa),
         b"REPORT" => (!value.is_empty()).then_some(Setting::Report(value)),
         b"REPORT_FORMAT" => match value {

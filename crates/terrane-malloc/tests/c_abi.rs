@@ -100,6 +100,15 @@ fn java_runs_off_heap_on_terrane_and_calls_its_heaps_and_pools() {
 }
 
 #[test]
+fn locking_all_memory_makes_only_used_memory_present_when_reservations_are_guarded() {
+    let program = program("locked.c");
+    let Some(binary) = &program.binary else { return };
+    let mut command = Command::new(binary);
+    command.env("LD_PRELOAD", library()).env("TERRANE_GUARDED", "on");
+    run(&mut command, "locked.c on Terrane");
+}
+
+#[test]
 fn signals_during_allocation_are_harmless() {
     program("signals.c").run(&[]);
 }

@@ -133,6 +133,13 @@ impl Mmap {
         self.mode() == OPEN
     }
 
+    /// From now on commits as [`Commit::Guarded`] does: what is reserved and not used is then not made present by `mlockall`.
+    /// Reservations that are open already stay so.
+    pub fn guard(&self) {
+        // Whoever commits from now on changes the protection, also where that was not needed.
+        self.mode.store(GUARDED, Relaxed);
+    }
+
     fn mode(&self) -> u8 {
         let known = self.mode.load(Relaxed);
         if known != UNKNOWN {

@@ -86,6 +86,7 @@ fn expected<'a>(name: &str, value: &'a [u8]) -> Result<Setting<'a>, BadSetting> 
         ("HUGE_CACHE_MIB", _) => bytes().map(Setting::HugeCache),
         ("LARGE_CACHE_MIB", _) => bytes().map(Setting::LargeCache),
         ("HUGE_PAGES", _) => switch().map(Setting::HugePages),
+        ("GUARDED", _) => switch().map(Setting::Guarded),
         ("NUMA", _) => switch().map(Setting::Numa),
         ("BACKGROUND", _) => switch().map(Setting::Background),
         ("REPORT", path) if !path.is_empty() => Ok(Setting::Report(path)),
