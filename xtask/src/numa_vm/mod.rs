@@ -136,9 +136,10 @@ fn boot(machine: &Machine, initramfs: &Path, nodes: usize) -> Command {
         command.arg("-numa").arg(format!("node,nodeid={node},memdev=memory{node},cpus={first}-{last}"));
     }
     command.arg("-kernel").arg(&machine.kernel).arg("-initrd").arg(initramfs);
-    // The kernel must not move pages itself: what is read is where they were placed. `panic=-1` ends a machine that fails.
+    // The kernel must not move pages itself: what is read is where they were placed. `panic=-1` ends a machine
+    // that fails; a busy host makes the emulated timer late, which the kernel would take for a broken one.
     command.arg("-append").arg(
-        "console=ttyS0 quiet loglevel=1 panic=-1 nokaslr numa_balancing=disable \
+        "console=ttyS0 quiet loglevel=1 panic=-1 nokaslr no_timer_check numa_balancing=disable \
          transparent_hugepage=madvise tsc=reliable random.trust_cpu=on",
     );
     command.args(["-nographic", "-no-reboot", "-net", "none", "-monitor", "none", "-serial", "stdio"]);
