@@ -16,7 +16,8 @@ use terrane_slab::domain::Policy;
 use terrane_slab::{Growth, PrivateHeap, PurgePolicy};
 
 /// The names of the table, and values at the edges of what they take.
-const NAMES: [&str; 11] = [
+const NAMES: [&str; 12] = [
+    "GUARDED",
     "PURGE_DELAY_MS",
     "PURGE",
     "BACKGROUND",
