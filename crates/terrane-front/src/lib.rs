@@ -7,7 +7,7 @@
 //!                └─ no ──▶ batch ─▶ one exchange on the slab
 //!   thread ends ──▶ its heap gives all slabs up; its record waits for the next thread
 //!   fork  ──▶ the child gives up the slabs of threads that it does not have     fork.rs
-//!   idle  ──▶ on request, a thread that gives memory back on time              background.rs
+//!   idle  ──▶ a thread that gives memory back on time, while it is needed      background.rs
 //! ```
 //!
 //! All threads share one domain over memory-mapped pages ([`process`]). Lock-free throughout: there is no lock in this crate
@@ -72,7 +72,7 @@ mod tls;
 mod verify;
 
 #[cfg(not(loom))]
-pub use background::start_background_purge;
+pub use background::{Background, set_background, start_background_purge};
 #[cfg(all(not(feature = "valgrind"), not(loom)))]
 pub use calls::{alloc, alloc_zeroed, free, free_sized, realloc, realloc_sized, usable_size};
 #[cfg(not(loom))]

@@ -33,7 +33,13 @@ pub(crate) fn acquire_record() -> Option<&'static ThreadRecord> {
 
 static DOMAIN: ProcessDomain = Domain::new(
     Mmap::new(),
-    Policy { clock: milliseconds, node, on_misuse: abort_on_misuse, ..Policy::DEFAULT },
+    Policy {
+        clock: milliseconds,
+        node,
+        on_idle_memory: crate::background::notice,
+        on_misuse: abort_on_misuse,
+        ..Policy::DEFAULT
+    },
     (),
 );
 

@@ -8,6 +8,7 @@
 //! is *late*: each such call takes a record, serves the request and abandons again, so that nothing stays behind however
 //! many calls there are.
 
+use crate::background;
 use crate::process::{ThreadHeap, ThreadRecord as Record, acquire_record};
 use crate::tls::{self, Phase};
 use core::ffi::c_void;
@@ -31,7 +32,10 @@ pub(crate) fn with_heap<R>(f: impl FnOnce(&mut ThreadHeap, &Lists) -> R) -> Opti
 /// The record is the calling thread's.
 unsafe fn with_record<R>(record: &Record, f: impl FnOnce(&mut ThreadHeap, &Lists) -> R) -> R {
     // SAFETY: the caller's promise; `f` runs allocator code only, which does not come back here.
-    tls::with_lists(|lists| unsafe { record.heap(|heap| f(heap, lists)) })
+    let result = tls::with_lists(|lists| unsafe { record.heap(|heap| f(heap, lists)) });
+    // Here and not where it was noticed: starting a thread allocates.
+    background::start_if_noticed();
+    result
 }
 
 #[cold]

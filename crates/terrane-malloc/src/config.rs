@@ -18,6 +18,7 @@
 
 use crate::settings::{BadSetting, Setting, read};
 use core::ffi::{CStr, c_char};
+use terrane_front::Background;
 use terrane_front::process::{Line, domain};
 
 unsafe extern "C" {
@@ -51,6 +52,8 @@ extern "C" fn read_environment() {
     // SAFETY: the system sets `environ` before any library is initialised, and nobody changes it meanwhile; it is a list of C
     // strings that ends with null.
     unsafe {
+        // A C program may free while it holds locks that starting a thread takes.
+        terrane_front::set_background(Background::Off);
         let mut next = environ;
         while !next.is_null() && !(*next).is_null() {
             let variable = CStr::from_ptr(*next).to_bytes();

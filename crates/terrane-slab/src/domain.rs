@@ -53,6 +53,9 @@ pub struct Policy {
     pub node: fn() -> u32,
     /// Milliseconds since some fixed moment. The default stands still, so that nothing is purged by age.
     pub clock: fn() -> u64,
+    /// Called when freed memory begins to age that none did before, for whoever drives [`purge`](Domain::purge). It must be quick,
+    /// and must not come back to the heap. The default does nothing.
+    pub on_idle_memory: fn(),
     /// Called when the domain notices misuse, with the address at fault. The default panics.
     pub on_misuse: fn(Misuse, usize) -> !,
 }
@@ -64,6 +67,8 @@ fn panic_on_misuse(misuse: Misuse, address: usize) -> ! {
 fn no_clock() -> u64 {
     0
 }
+
+fn tell_nobody() {}
 
 fn one_node() -> u32 {
     0
@@ -79,6 +84,7 @@ impl Policy {
         nodes: 1,
         node: one_node,
         clock: no_clock,
+        on_idle_memory: tell_nobody,
         on_misuse: panic_on_misuse,
     };
 }
@@ -133,7 +139,7 @@ pub struct Run {
 pub struct Domain<S, K, O = ()> {
     pub(crate) source: S,
     pub(crate) observer: O,
-    policy: Policy,
+    pub(crate) policy: Policy,
     settings: Settings,
     pub(crate) arenas: [Arena; MAX_ARENAS],
     /// Slots of `arenas` that were claimed; those whose base is set are filled in.
@@ -464,7 +470,9 @@ impl<S: PageSource, K: Sharing, O: Observer> Domain<S, K, O> {
         bitmap::release::<K>(&segment.free, run.index, run.len);
         self.reopen(segment);
         // Behind the fence of `reopen`: either a pass that is under way sees the slices, or this sees that it has begun.
-        purge::schedule(self.purge_delay(), segment, self.now());
+        if purge::schedule(self.purge_delay(), segment, self.now()) {
+            (self.policy.on_idle_memory)();
+        }
         if self.purge_delay() == 0 {
             self.purge_segment(segment, 0, true);
         }
@@ -622,6 +630,12 @@ impl<S: PageSource, K: Sharing, O: Observer> Domain<S, K, O> {
             self.observe(Event::Purge { bytes });
         }
         bytes
+    }
+
+    /// Whether freed memory waits to be given back, as of some moment during the call. Linear in the number of segments.
+    pub fn has_idle_memory(&self) -> bool {
+        let aging = |segment: &Segment| segment.purge_at.load(Relaxed) != 0;
+        !self.huge_cache.is_empty() || self.arenas().any(|arena| arena.sliced().any(aging))
     }
 
     /// Gives memory back that has been free for long enough at time `now`, or, with `all`, all free memory; bytes given

@@ -102,6 +102,11 @@ impl HugeCache {
         }
     }
 
+    /// Whether no span waits, as of some moment during the call.
+    pub(crate) fn is_empty(&self) -> bool {
+        self.slots.iter().all(|slot| slot.load(Ordering::Relaxed) == 0)
+    }
+
     /// Takes any span that has waited for `delay` milliseconds at time `now`; its segment number.
     pub fn take_old<K: Sharing>(&self, now: u64, delay: u64) -> Option<u64> {
         self.slots.iter().find_map(|slot| {
@@ -321,7 +326,9 @@ impl<S: PageSource, K: Sharing, O: Observer> Domain<S, K, O> {
         let number = (segment.start().addr() >> SEGMENT_SHIFT) as u64;
         let segments = segment.span_segments.load(Ordering::Relaxed) as u64;
         let keep = policy.delay_ms > 0 && idle <= policy.huge_cache_bytes as u64;
-        if !keep || !self.huge_cache.put::<K>(number, segments, now) {
+        if keep && self.huge_cache.put::<K>(number, segments, now) {
+            (self.policy.on_idle_memory)();
+        } else {
             self.huge_release(segment);
         }
         true

@@ -147,11 +147,13 @@ pub(crate) fn pass<S: PageSource, K: Sharing>(
     Passed { bytes: purged, held }
 }
 
-/// Notes that `segment` has free slices that hold memory: after their bits were set and a fence was passed.
+/// Notes that `segment` has free slices that hold memory: after their bits were set and a fence was passed. Whether that is new.
 #[inline]
-pub(crate) fn schedule(delay_ms: u64, segment: &Segment, now: u64) {
-    if segment.purge_at.load(Ordering::Relaxed) == 0 {
+pub(crate) fn schedule(delay_ms: u64, segment: &Segment, now: u64) -> bool {
+    let new = segment.purge_at.load(Ordering::Relaxed) == 0;
+    if new {
         // Two threads may both store here; either time will do. 0 means "nothing to do", so time 0 is 1.
         segment.purge_at.store(now.saturating_add(delay_ms).max(1), Ordering::Relaxed);
     }
+    new
 }

@@ -51,7 +51,7 @@ pub use global::Terrane;
 pub use heap::{Classes, Heap, HeapBuilder};
 pub use terrane_core as core;
 pub use terrane_core::Decommit;
-pub use terrane_front::{ClassSnapshot, Snapshot};
+pub use terrane_front::{Background, ClassSnapshot, Snapshot};
 pub use terrane_pages as pages;
 pub use terrane_slab as slab;
 pub use terrane_slab::{Broken, Growth, PurgePolicy, VerifyError, VerifyReport};
@@ -102,10 +102,18 @@ pub fn tick() {
     terrane_front::tick();
 }
 
-/// Starts a thread that gives memory back on time while the program is idle; whether it runs. Without it memory is given back
-/// when the program allocates, frees or calls [`tick`].
+/// Starts a thread that gives memory back on time while the program is idle; whether it runs. The same as
+/// [`set_background`]`(Background::On)`.
 pub fn start_background_purge() -> bool {
     terrane_front::start_background_purge()
+}
+
+/// Chooses whether a thread gives memory back while the program is idle, from now on. By default one is started when a program
+/// of several threads has held 32 MiB at one time and frees memory, and it ends when none is left to give back. Without it memory
+/// is given back when the program allocates, frees or calls [`tick`]. The answer is `false` if a thread was to be started and
+/// could not be.
+pub fn set_background(mode: Background) -> bool {
+    terrane_front::set_background(mode)
 }
 
 /// Changes how the process's allocator gives memory back, from now on.
