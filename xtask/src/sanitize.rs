@@ -1,4 +1,4 @@
-//! `cargo xtask sanitize [address|thread|miri]`: tests under the sanitizers of the nightly toolchain, and under Miri.
+//! `cargo xtask sanitize [address|thread|miri [package]]`: tests under the sanitizers of the nightly toolchain, and under Miri.
 //!
 //! ```text
 //!   thread    data races: tests and standard library compiled with ThreadSanitizer (needs rust-src)
@@ -24,6 +24,8 @@ use std::time::Duration;
 pub struct Args {
     /// Only this tool
     tool: Option<Tool>,
+    /// Only the tests of this package
+    package: Option<String>,
 }
 
 /// What looks.
@@ -43,6 +45,13 @@ struct Run {
     args: &'static str,
     /// Whether leaks count: only where every block is the system allocator's, as nobody else's are known.
     leaks: bool,
+}
+
+impl Run {
+    /// The package whose tests run.
+    fn package(&self) -> &'static str {
+        self.args.split_whitespace().nth(1).unwrap_or_default()
+    }
 }
 
 impl Tool {
@@ -147,7 +156,7 @@ pub fn main(args: &Args) -> Outcome {
     for tool in Tool::ALL.into_iter().filter(|tool| args.tool.is_none_or(|wanted| wanted == *tool)) {
         let log = target().join(format!("sanitize-{}.log", tool.name()));
         let _ = fs::remove_file(&log);
-        match run(tool, &log)? {
+        match run(tool, args.package.as_deref(), &log, &mut |line| println!("{line}"))? {
             Report::Absent(why) => println!("{:<8} skipped: {why}", tool.name()),
             Report::Ran { passed, failures } => {
                 println!("{:<8} {passed} tests passed, {} failures", tool.name(), failures.len());
@@ -161,8 +170,13 @@ pub fn main(args: &Args) -> Outcome {
     Ok(code)
 }
 
-/// Shows the tool a planted fault, then runs the tests under it.
-pub fn run(tool: Tool, log: &Path) -> Result<Report, Error> {
+/// Shows the tool a planted fault, then runs the tests under it, of `package` or all; a line to `tell` for each package.
+pub fn run(
+    tool: Tool,
+    package: Option<&str>,
+    log: &Path,
+    tell: &mut dyn FnMut(String),
+) -> Result<Report, Error> {
     let nightly = match Nightly::find(tool) {
         Ok(nightly) => nightly,
         Err(why) => return Ok(Report::Absent(why)),
@@ -172,11 +186,13 @@ pub fn run(tool: Tool, log: &Path) -> Result<Report, Error> {
         failures.push(why);
         return Ok(Report::Ran { passed, failures });
     }
-    for run in tool.runs() {
+    for run in tool.runs().iter().filter(|run| package.is_none_or(|wanted| wanted == run.package())) {
         let (ended, text) = run_reading(&mut nightly.tests(tool, run), log, Duration::from_secs(1800))?;
         let lines: Vec<&str> = text.lines().collect();
         let sum: u64 = lines.iter().filter_map(|line| passed_in(line)).sum();
         passed += sum;
+        let seconds = ended.wall.as_secs();
+        tell(format!("{:<8} {:<16} {sum:>5} passed {seconds:>5} s", tool.name(), run.package()));
         let reported = lines.iter().find(|line| tool.report().iter().any(|words| line.contains(words)));
         if let Some(line) = reported {
             failures.push(format!("{}: {line}", run.args));
@@ -185,6 +201,9 @@ pub fn run(tool: Tool, log: &Path) -> Result<Report, Error> {
         } else if sum == 0 {
             failures.push(format!("{}: no test ran", run.args));
         }
+    }
+    if passed == 0 && failures.is_empty() {
+        failures.push(format!("{} has no tests of {}", tool.name(), package.unwrap_or("any package")));
     }
     Ok(Report::Ran { passed, failures })
 }

@@ -182,7 +182,7 @@ fn fuzz_regressions(room: &Room) -> Result<Verdict, Error> {
 }
 
 fn sanitize(room: &Room, tool: Tool) -> Result<Verdict, Error> {
-    Ok(match crate::sanitize::run(tool, &room.log)? {
+    Ok(match crate::sanitize::run(tool, None, &room.log, &mut |line| room.note(&line))? {
         Report::Absent(why) => Verdict::Skipped(why),
         Report::Ran { passed, failures } => Verdict::Tests {
             passed,
