@@ -11,27 +11,50 @@ use std::path::{Path, PathBuf};
 use std::process::Command;
 use std::time::Duration;
 
-/// Name of the check, name of the package, features that its tests want.
-const SUITES: &[(&str, &str, &str)] = &[
-    ("suite-bytes", "bytes", ""),
-    ("suite-hashbrown", "hashbrown", ""),
-    ("suite-crossbeam", "crossbeam", ""),
-    ("suite-regex", "regex", ""),
-    ("suite-serde_json", "serde_json", ""),
+/// A package whose tests run.
+struct Suite {
+    /// Name of the check.
+    check: &'static str,
+    package: &'static str,
+    /// Which of its tests, as `cargo test` takes them: those that the package has all files for.
+    targets: &'static [&'static str],
+    /// Fewer tests than this are not the suite.
+    least: usize,
+}
+
+const fn suite(check: &'static str, package: &'static str, least: usize) -> Suite {
+    Suite { check, package, targets: &["--lib", "--tests"], least }
+}
+
+const SUITES: &[Suite] = &[
+    suite("suite-bytes", "bytes", 1000),
+    suite("suite-hashbrown", "hashbrown", 100),
+    suite("suite-crossbeam", "crossbeam", 5),
+    suite("suite-crossbeam-channel", "crossbeam-channel", 150),
+    suite("suite-crossbeam-deque", "crossbeam-deque", 20),
+    suite("suite-crossbeam-epoch", "crossbeam-epoch", 20),
+    suite("suite-crossbeam-queue", "crossbeam-queue", 10),
+    suite("suite-crossbeam-utils", "crossbeam-utils", 30),
+    suite("suite-regex", "regex", 80),
+    // The tests beside the library read files that the package does not hold.
+    Suite { check: "suite-regex-automata", package: "regex-automata", targets: &["--lib"], least: 50 },
+    suite("suite-regex-syntax", "regex-syntax", 150),
+    suite("suite-serde_json", "serde_json", 140),
 ];
 
 /// The checks, one per package.
 pub fn all() -> Vec<Check> {
     SUITES
         .iter()
-        .map(|&(check, package, features)| {
-            Check::new(check, move |room| compare(package, features, room))
+        .map(|suite| {
+            Check::new(suite.check, move |room| compare(suite, room))
                 .only_full("builds another crate's tests")
         })
         .collect()
 }
 
-fn compare(package: &str, features: &str, room: &Room) -> Result<Verdict, Error> {
+fn compare(suite: &Suite, room: &Room) -> Result<Verdict, Error> {
+    let package = suite.package;
     if let Err(why) = build_library(room)? {
         return Ok(Verdict::Failed(why));
     }
@@ -48,10 +71,12 @@ fn compare(package: &str, features: &str, room: &Room) -> Result<Verdict, Error>
         .map_err(|cause| Error::io(format_args!("cannot write {}", manifest.display()), cause))?;
 
     let test = |preload: Option<&Path>, args: &[&str]| {
-        let mut command = cargo(["test", "--no-fail-fast", "--lib", "--tests", "--features", features]);
-        command.args(args).current_dir(&folder);
+        let mut command = cargo(["test", "--no-fail-fast"]);
+        command.args(suite.targets).args(args).current_dir(&folder);
         command.arg("--target-dir").arg(target().join("suites"));
         command.env("CARGO_TERM_COLOR", "never").env("RUSTFLAGS", "--cap-lints=allow");
+        // Some of these tests spin: without any optimisation they take minutes.
+        command.env("CARGO_PROFILE_TEST_OPT_LEVEL", "1").env("CARGO_PROFILE_DEV_OPT_LEVEL", "1");
         if let (Some(library), Some(host)) = (preload, host()) {
             let name = host.to_uppercase().replace('-', "_");
             let report = room.scratch.join("report");
@@ -72,34 +97,34 @@ fn compare(package: &str, features: &str, room: &Room) -> Result<Verdict, Error>
     }
     let (plain, printed) = run_reading(&mut test(None, &[]), &room.log, minutes(10))?;
     let expected = verdicts(&printed);
-    if expected.len() < 10 {
+    if expected.len() < suite.least {
         return Ok(Verdict::Failed(format!("only {} tests ran", expected.len())));
     }
     let (preloaded, printed) = run_reading(&mut test(Some(&library()), &[]), &room.log, minutes(10))?;
     let got = verdicts(&printed);
     let left_report =
         fs::read_to_string(room.scratch.join("report")).is_ok_and(|text| text.contains("heap report"));
-    Ok(
-        if let Some(first) = expected
-            .iter()
-            .find(|line| !got.contains(line))
-            .or(got.iter().find(|line| !expected.contains(line)))
-        {
-            Verdict::Failed(format!("verdicts differ, the first at: {first}"))
-        } else if plain.success() != preloaded.success() || expected.len() != got.len() {
-            Verdict::Failed(format!("without Terrane {}, on it {}", plain.describe(), preloaded.describe()))
-        } else if !left_report {
-            Verdict::Failed("no test program left a heap report: Terrane was not loaded".into())
-        } else {
-            let failed = expected.iter().filter(|line| line.ends_with("FAILED")).count();
-            Verdict::Passed(format!(
-                "{} {}: {} verdicts equal, {failed} of them failures",
-                package,
-                version(&source),
-                got.len()
-            ))
-        },
-    )
+    Ok(if let Some(difference) = difference(&expected, &got) {
+        Verdict::Failed(difference)
+    } else if plain.success() != preloaded.success() {
+        Verdict::Failed(format!("without Terrane {}, on it {}", plain.describe(), preloaded.describe()))
+    } else if !left_report {
+        Verdict::Failed("no test program left a heap report: Terrane was not loaded".into())
+    } else {
+        let failed = expected.iter().filter(|line| line.ends_with("FAILED")).count();
+        Verdict::Passed(format!(
+            "{package} {}: {} verdicts equal, {failed} of them failures",
+            version(&source),
+            got.len()
+        ))
+    })
+}
+
+/// Where two sorted lists of verdicts first differ; a verdict may stand in each several times.
+fn difference(expected: &[String], got: &[String]) -> Option<String> {
+    let at = (0..expected.len().max(got.len())).find(|&at| expected.get(at) != got.get(at))?;
+    let show = |side: &[String]| side.get(at).map_or("nothing", String::as_str).to_owned();
+    Some(format!("verdicts differ, the first: without Terrane “{}”, on it “{}”", show(expected), show(got)))
 }
 
 /// The lines `test … ok` (or FAILED, ignored) of the harnesses, sorted.
@@ -154,7 +179,20 @@ fn copy(from: &Path, to: &Path) -> Result<(), Error> {
 
 #[cfg(test)]
 mod tests {
-    use super::verdicts;
+    use super::{difference, verdicts};
+
+    #[test]
+    fn a_verdict_that_changes_or_is_missing_is_a_difference() {
+        let list = |lines: &[&str]| lines.iter().map(|line| (*line).to_owned()).collect::<Vec<_>>();
+        let expected = list(&["test a ... ok", "test a ... ok", "test b ... ok"]);
+        assert_eq!(difference(&expected, &expected), None);
+        assert!(
+            difference(&expected, &list(&["test a ... ok", "test a ... ok", "test b ... FAILED"])).is_some()
+        );
+        // The program died after its first two tests.
+        assert!(difference(&expected, &expected[..2]).is_some());
+        assert!(difference(&expected, &list(&["test a ... ok", "test b ... ok", "test b ... ok"])).is_some());
+    }
 
     #[test]
     fn verdicts_are_the_lines_of_tests_and_sorted() {
