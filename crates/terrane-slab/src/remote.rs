@@ -10,7 +10,7 @@ use crate::slab::{Block, Chain, Slab};
 use core::ptr;
 
 /// Places of the table.
-const PLACES: usize = 32;
+pub(crate) const PLACES: usize = 128;
 /// Most blocks of one batch.
 const MOST_BLOCKS: u32 = 64;
 /// Most bytes of one batch.
@@ -74,9 +74,12 @@ impl Batches {
         self.places.iter().filter(|place| !place.slab.is_null()).map(|place| (place.slab, place.chain))
     }
 
-    /// Takes any batch out.
-    pub(crate) fn take(&mut self) -> Due {
-        let place = self.places.iter_mut().find(|place| !place.slab.is_null())?;
+    /// Takes the batch at a place out, if one is there.
+    pub(crate) fn take(&mut self, place: usize) -> Due {
+        let place = &mut self.places[place];
+        if place.slab.is_null() {
+            return None;
+        }
         Some((core::mem::replace(&mut place.slab, ptr::null()), place.chain))
     }
 }

@@ -90,9 +90,12 @@ impl<S: PageSource, K: Sharing, O: Observer> Heap<S, K, O> {
     }
 
     pub(super) fn send_all(&mut self, may_claim: bool) {
-        while let Some((slab, chain)) = self.batches.take() {
-            // SAFETY: the blocks of a batch are its slab's and ours.
-            unsafe { self.send(slab, chain, may_claim) };
+        // Sending makes no new batches.
+        for place in 0..crate::remote::PLACES {
+            if let Some((slab, chain)) = self.batches.take(place) {
+                // SAFETY: the blocks of a batch are its slab's and ours.
+                unsafe { self.send(slab, chain, may_claim) };
+            }
         }
     }
 }
