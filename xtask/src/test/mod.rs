@@ -5,6 +5,7 @@
 //! `N passed, N failed, N skipped`: tests that cargo ran count one each, every other check counts one.
 
 mod book;
+mod forks;
 mod install;
 mod soak;
 mod steps;
