@@ -53,6 +53,8 @@ pub mod hazard;
 #[cfg(all(feature = "valgrind", not(loom)))]
 mod memcheck;
 #[cfg(not(loom))]
+mod pin;
+#[cfg(not(loom))]
 pub mod process;
 #[cfg(all(feature = "reclaim", not(loom)))]
 mod reclaim;

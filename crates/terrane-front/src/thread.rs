@@ -95,6 +95,7 @@ static KEY: AtomicU32 = AtomicU32::new(0);
 fn watch_thread_end() {
     let mut key = KEY.load(Ordering::Acquire);
     if key == 0 {
+        crate::pin::pin();
         let mut fresh: libc::pthread_key_t = 0;
         // SAFETY: `fresh` is a key.
         if unsafe { libc::pthread_key_create(&mut fresh, Some(thread_ends)) } != 0 {

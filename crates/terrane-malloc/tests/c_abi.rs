@@ -54,6 +54,29 @@ fn a_library_may_be_loaded_and_unloaded_while_its_blocks_are_live() {
 }
 
 #[test]
+fn the_library_may_be_opened_and_closed_by_threads_that_end_later() {
+    let Some(program) = compile("reload.c", &[]) else { return };
+    run(
+        Command::new(program).arg(library()).args(["malloc", "free"]).env_remove("LD_PRELOAD"),
+        "reload.c with the library",
+    );
+}
+
+#[test]
+fn a_library_that_includes_the_static_library_may_be_opened_and_closed() {
+    let archive = library().with_file_name("libterrane.a");
+    let archive = archive.to_str().expect("the target folder has a name in UTF-8");
+    // Calls within the library stay within it; the loader is told never to unload it.
+    let flags = ["-shared", "-fPIC", "-Wl,-Bsymbolic", "-Wl,-z,nodelete", archive, "-lgcc_s", "-lm"];
+    let Some(plugin) = compile("plugin.c", &flags) else { return };
+    let Some(program) = compile("reload.c", &[]) else { return };
+    run(
+        Command::new(program).arg(plugin).args(["plugin_make", "plugin_take"]).env_remove("LD_PRELOAD"),
+        "reload.c with the archive",
+    );
+}
+
+#[test]
 fn the_smallest_stack_and_the_end_of_a_deep_one_are_enough() {
     let program = program("small_stack.c");
     let Some(binary) = &program.binary else { return };
