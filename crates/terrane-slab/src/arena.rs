@@ -98,32 +98,31 @@ impl Arena {
         source.reserve(segments * SEGMENT_BYTES, SEGMENT_BYTES)
     }
 
-    /// Fills an empty arena in and lets others find it.
+    /// Commits the maps that an arena of this extent will have, all zero.
     ///
     /// # Errors
-    /// The maps could not be committed: the error, and the extent.
-    pub(crate) fn publish<S: PageSource, K: Sharing>(
-        &self,
-        source: &S,
-        extent: Extent,
-        node: u32,
-    ) -> Result<(), (Extent, SourceError)> {
+    /// The source's own.
+    pub(crate) fn prepare<S: PageSource>(source: &S, extent: &Extent) -> Result<(), SourceError> {
         let base = extent.as_ptr();
-        let maps = base.wrapping_add(MAPS_START);
-        let zeroed = source.geometry().zeroed;
         // SAFETY: the maps lie in the first segment of the extent, which nobody else knows yet.
         unsafe {
             // The maps lie in one piece of whole pages, whatever their length.
             let page = source.page_size();
             let (first, end) = (MAPS_START & !(page - 1), (MAPS_START + MAPS_BYTES).next_multiple_of(page));
             let start = NonNull::new(base.wrapping_add(first)).expect("an extent has an address");
-            if let Err(error) = source.commit(start, end - first) {
-                return Err((extent, error));
-            }
-            if !zeroed {
-                maps.write_bytes(0, MAPS_BYTES);
+            source.commit(start, end - first)?;
+            if !source.geometry().zeroed {
+                base.wrapping_add(MAPS_START).write_bytes(0, MAPS_BYTES);
             }
         }
+        Ok(())
+    }
+
+    /// Fills an empty arena in with a prepared extent and lets others find it.
+    pub(crate) fn publish<S: PageSource, K: Sharing>(&self, source: &S, extent: Extent, node: u32) {
+        let base = extent.as_ptr();
+        let maps = base.wrapping_add(MAPS_START);
+        let zeroed = source.geometry().zeroed;
         let (_, len, cookie) = extent.into_raw();
         let segments = len as usize / SEGMENT_BYTES;
         for map in 0..4 {
@@ -139,7 +138,6 @@ impl Arena {
         }
         // Release: whoever sees the base sees the rest.
         self.base.store(base, order(Fault::ArenaRelaxed, Ordering::Release));
-        Ok(())
     }
 
     fn map_at(&self, base: *mut u8, map: usize) -> &[AtomicU64] {

@@ -576,23 +576,25 @@ impl<S: PageSource, K: Sharing, O: Observer> Domain<S, K, O> {
             return Err(full);
         }
         let extent = Arena::reserve(&self.source, segments)?;
-        let at = K::fetch_add(&self.arenas_claimed, 1, Ordering::AcqRel) as usize;
-        if at >= MAX_ARENAS {
-            // SAFETY: the extent was just reserved and nobody uses it. What cannot be released stays reserved.
-            let _ = unsafe { self.source.release(extent) };
-            return Err(full);
-        }
         if self.nodes() > 1 {
             let start = NonNull::new(extent.as_ptr()).expect("an extent has an address");
             // SAFETY: the extent was just reserved.
             unsafe { self.prefer(start, segments * SEGMENT_BYTES, node) };
         }
-        let bytes = extent.len();
-        if let Err((extent, error)) = self.arenas[at].publish::<S, K>(&self.source, extent, node) {
-            // SAFETY: nobody uses the extent. The slot of the table stays empty.
+        // All that can fail comes before a slot of the table is claimed: slots never come back.
+        if let Err(error) = Arena::prepare(&self.source, &extent) {
+            // SAFETY: the extent was just reserved and nobody uses it. What cannot be released stays reserved.
             let _ = unsafe { self.source.release(extent) };
             return Err(error);
         }
+        let at = K::fetch_add(&self.arenas_claimed, 1, Ordering::AcqRel) as usize;
+        if at >= MAX_ARENAS {
+            // SAFETY: as above.
+            let _ = unsafe { self.source.release(extent) };
+            return Err(full);
+        }
+        let bytes = extent.len();
+        self.arenas[at].publish::<S, K>(&self.source, extent, node);
         self.counters.arenas.add_shared::<K>(1);
         self.counters.reserved.add_shared::<K>(bytes);
         self.observe(Event::Map { bytes: bytes as usize });
