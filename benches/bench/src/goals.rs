@@ -114,6 +114,11 @@ pub const GOALS: &[Goal] = &[
         quantity: Quantity::Elsewhere,
         ..BASE
     },
+    Goal {
+        what: "throughput as threads grow: nothing shared is written on the hit path (cargo xtask golden: no locked instruction)",
+        quantity: Quantity::Elsewhere,
+        ..BASE
+    },
     Goal { what: "every single-thread workload", cases: single_thread, ..BASE },
     Goal {
         what: "single-thread workloads, geometric mean",
