@@ -1,6 +1,6 @@
 //! Faults that the models plant on purpose, to show that they would be found.
 //!
-//! In every build but loom's the functions below answer as if there were none, and compile to nothing.
+//! In every build but loom's, and that of the random schedules, the functions below answer as if there were none, and compile to nothing.
 
 /// What is planted.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
@@ -65,8 +65,24 @@ pub(crate) fn planted(fault: Fault) -> bool {
     PLANTED.with(|planted| planted.get()) == Some(fault)
 }
 
+/// The fault that is planted, plus 1; 0 for none.
+#[cfg(all(schedules, not(loom)))]
+static PLANTED: core::sync::atomic::AtomicU8 = core::sync::atomic::AtomicU8::new(0);
+
+/// Plants a fault, or none, for all threads.
+#[cfg(all(schedules, not(loom)))]
+pub fn plant(fault: Option<Fault>) {
+    PLANTED.store(fault.map_or(0, |fault| fault as u8 + 1), core::sync::atomic::Ordering::Relaxed);
+}
+
 /// Whether `fault` is planted.
-#[cfg(not(loom))]
+#[cfg(all(schedules, not(loom)))]
+pub(crate) fn planted(fault: Fault) -> bool {
+    PLANTED.load(core::sync::atomic::Ordering::Relaxed) == fault as u8 + 1
+}
+
+/// Whether `fault` is planted.
+#[cfg(not(any(loom, schedules)))]
 #[inline(always)]
 pub(crate) const fn planted(_: Fault) -> bool {
     false

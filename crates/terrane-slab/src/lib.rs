@@ -38,16 +38,16 @@
 
 #![no_std]
 
-#[cfg(any(test, loom))]
+#[cfg(any(test, loom, schedules))]
 extern crate std;
 
 pub mod arena;
 pub mod bitmap;
 pub mod depths;
 pub mod domain;
-#[cfg(not(loom))]
+#[cfg(not(any(loom, schedules)))]
 mod fault;
-#[cfg(loom)]
+#[cfg(any(loom, schedules))]
 pub mod fault;
 pub mod heap;
 pub mod huge;
@@ -61,6 +61,8 @@ pub mod private;
 pub mod purge;
 mod queue;
 mod remote;
+#[cfg(schedules)]
+pub mod schedules;
 pub mod segment;
 pub mod segment_map;
 pub mod sharing;

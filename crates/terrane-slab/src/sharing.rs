@@ -50,6 +50,13 @@ pub trait Sharing: sealed::Sealed + Sized + 'static {
 #[derive(Clone, Copy, Debug)]
 pub struct Shared;
 
+/// A place where the random schedules may let another thread run.
+#[inline(always)]
+fn turn() {
+    #[cfg(schedules)]
+    crate::schedules::turn();
+}
+
 impl Sharing for Shared {
     const SHARED: bool = true;
 
@@ -61,26 +68,32 @@ impl Sharing for Shared {
         success: Ordering,
         failure: Ordering,
     ) -> Result<u64, u64> {
+        turn();
         word.compare_exchange_weak(current, new, success, failure)
     }
     #[inline(always)]
     fn fetch_and(word: &AtomicU64, mask: u64, order: Ordering) -> u64 {
+        turn();
         word.fetch_and(mask, order)
     }
     #[inline(always)]
     fn fetch_or(word: &AtomicU64, mask: u64, order: Ordering) -> u64 {
+        turn();
         word.fetch_or(mask, order)
     }
     #[inline(always)]
     fn fetch_add(word: &AtomicU64, value: u64, order: Ordering) -> u64 {
+        turn();
         word.fetch_add(value, order)
     }
     #[inline(always)]
     fn swap(word: &AtomicU64, value: u64, order: Ordering) -> u64 {
+        turn();
         word.swap(value, order)
     }
     #[inline(always)]
     fn fence() {
+        turn();
         fence(Ordering::SeqCst);
     }
 }

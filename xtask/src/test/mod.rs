@@ -7,6 +7,7 @@
 mod book;
 mod forks;
 mod install;
+mod schedules;
 mod soak;
 mod steps;
 mod valgrind;

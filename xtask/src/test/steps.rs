@@ -1,6 +1,6 @@
 //! The checks of the workspace itself: formatting, lints, tests, packages, models.
 
-use super::{Check, Room, Verdict, Wanted, book, ensure, forks, soak, valgrind};
+use super::{Check, Room, Verdict, Wanted, book, ensure, forks, schedules, soak, valgrind};
 use crate::process::run_logged;
 use crate::sanitize::{Report, Tool};
 use crate::workspace::{Error, cargo, crates, has_crate, library, root};
@@ -39,6 +39,7 @@ pub fn all() -> Vec<Check> {
         Check::new("fuzz-regressions", fuzz_regressions),
         Check::new("fuzz", fuzz),
         Check::new("soak", soak::check),
+        Check::new("schedules", schedules::check),
         Check::new("forks", forks::check).only_full("forks a thousand times"),
     ];
     for (name, tool) in [
