@@ -3,6 +3,14 @@
 use super::stage::Stage;
 use super::{Error, Program};
 use crate::test::Wanted;
+use std::process::Command;
+
+/// For `--full` only.
+pub const SUITES: &[Program] = &[Program {
+    name: "suite-cpython",
+    wants: &[Wanted::Program("python3", "python3")],
+    play: python_runner,
+}];
 
 pub const PROGRAMS: &[Program] = &[
     Program { name: "program-python3", wants: &[Wanted::Program("python3", "python3")], play: python },
@@ -17,68 +25,26 @@ pub const PROGRAMS: &[Program] = &[
     },
 ];
 
-/// A slice of CPython's own test suite, every allocation through `malloc`; the verdict of each test is compared.
+/// A slice of CPython's own test suite in one process, every allocation through `malloc`; the verdict of each test is compared.
 fn python(stage: &Stage) -> Result<Vec<u8>, Error> {
-    let modules: &[&str] = if stage.full() {
-        &[
-            "test_dict",
-            "test_list",
-            "test_json",
-            "test_bytes",
-            "test_unicode",
-            "test_set",
-            "test_deque",
-            "test_gc",
-            "test_pickle",
-            "test_re",
-            "test_threading",
-            "test_zlib",
-            "test_bz2",
-            "test_memoryview",
-            "test_array",
-            "test_struct",
-            "test_string",
-            "test_format",
-            "test_long",
-            "test_itertools",
-            "test_heapq",
-            "test_queue",
-            "test_thread",
-            "test_weakref",
-            "test_sort",
-            "test_tuple",
-            "test_collections",
-            "test_functools",
-        ]
-    } else {
-        &[
-            "test_dict",
-            "test_list",
-            "test_json",
-            "test_bytes",
-            "test_set",
-            "test_deque",
-            "test_gc",
-            "test_re",
-            "test_array",
-            "test_memoryview",
-            "test_weakref",
-            "test_thread",
-        ]
-    };
-    let mut found = stage.command("python3");
-    found.args([
-        "-c",
-        "import sys; print(sys.executable, sys.version); import test.support; import test.test_dict",
-    ]);
-    let mut transcript = stage
-        .say(&mut found, 30)
-        .map_err(|why| Error(format!("this python3 comes without its test suite ({why})")))?;
-
+    const MODULES: [&str; 12] = [
+        "test.test_dict",
+        "test.test_list",
+        "test.test_json",
+        "test.test_bytes",
+        "test.test_set",
+        "test.test_deque",
+        "test.test_gc",
+        "test.test_re",
+        "test.test_array",
+        "test.test_memoryview",
+        "test.test_weakref",
+        "test.test_thread",
+    ];
+    let mut transcript = python_suite(stage)?;
     let mut command = stage.command("python3");
-    command.args(["-m", "unittest", "-v"]).args(modules.iter().map(|module| format!("test.{module}")));
-    command.env("PYTHONMALLOC", "malloc").env("PYTHONHASHSEED", "0").env("PYTHONDONTWRITEBYTECODE", "1");
-    let printed = stage.run(&mut command, None, if stage.full() { 900 } else { 300 })?;
+    command.args(["-m", "unittest", "-v"]).args(MODULES);
+    let printed = stage.run(python_settings(&mut command), None, 300)?;
     // The exit code counts as much as the verdicts, but a test that fails without Terrane may fail on it.
     transcript.extend(format!("{}\n", printed.ended.describe()).into_bytes());
     let verdicts = verdicts(&String::from_utf8_lossy(&printed.stderr));
@@ -87,6 +53,98 @@ fn python(stage: &Stage) -> Result<Vec<u8>, Error> {
     }
     transcript.extend(verdicts.join("\n").into_bytes());
     Ok(transcript)
+}
+
+/// Those modules of CPython's test suite that are about memory, or use much of it, each run by the suite's own runner.
+const MEMORY_MODULES: &[&str] = &[
+    "test_memoryview",
+    "test_array",
+    "test_bytes",
+    "test_list",
+    "test_dict",
+    "test_set",
+    "test_unicode",
+    "test_json",
+    "test_pickle",
+    "test_re",
+    "test_zlib",
+    "test_buffer",
+    "test_deque",
+    "test_bz2",
+    "test_lzma",
+    "test_struct",
+    "test_string",
+    "test_format",
+    "test_long",
+    "test_itertools",
+    "test_heapq",
+    "test_queue",
+    "test_thread",
+    "test_sort",
+    "test_tuple",
+    "test_functools",
+    "test_collections",
+    "test_ordered_dict",
+    "test_userlist",
+    "test_memoryio",
+    "test_marshal",
+    "test_sqlite3",
+    "test_csv",
+    "test_xml_etree_c",
+    "test_pyexpat",
+    "test_codecs",
+    "test_copy",
+    "test_generators",
+    "test_descr",
+    "test_super",
+    "test_mmap",
+    "test_finalization",
+    "test_bigmem",
+    "test_ctypes",
+    "test_capi",
+    "test_gc",
+    "test_weakref",
+    "test_threading",
+];
+
+/// CPython's own runner over [`MEMORY_MODULES`]: exit codes and verdicts, module by module.
+fn python_runner(stage: &Stage) -> Result<Vec<u8>, Error> {
+    let mut transcript = python_suite(stage)?;
+    let mut sum = 0;
+    for module in MEMORY_MODULES {
+        let mut command = stage.command("python3");
+        command.args(["-m", "test", "-v", module]);
+        let printed = stage.run(python_settings(&mut command), None, 600)?;
+        if printed.ended.status.is_none() {
+            return Err(Error(format!("{module}: {}", printed.ended.describe())));
+        }
+        let verdicts = verdicts(&String::from_utf8_lossy(&printed.stdout));
+        sum += verdicts.len();
+        transcript.extend(format!("{module}: {}\n", printed.ended.describe()).into_bytes());
+        transcript.extend(verdicts.iter().flat_map(|line| [line.as_bytes(), b"\n"].concat()));
+    }
+    if sum < 3000 {
+        return Err(Error(format!("only {sum} tests ran")));
+    }
+    transcript.extend(format!("{sum} verdicts\n").into_bytes());
+    Ok(transcript)
+}
+
+/// Which python3 this is; an error where it comes without its tests.
+fn python_suite(stage: &Stage) -> Result<Vec<u8>, Error> {
+    let mut found = stage.command("python3");
+    found.args([
+        "-c",
+        "import sys; print(sys.executable, sys.version); import test.support; import test.test_dict",
+    ]);
+    stage
+        .say(&mut found, 30)
+        .map_err(|why| Error(format!("this python3 comes without its test suite ({why})")))
+}
+
+/// Every allocation through `malloc`, and nothing that differs from run to run.
+fn python_settings(command: &mut Command) -> &mut Command {
+    command.env("PYTHONMALLOC", "malloc").env("PYTHONHASHSEED", "0").env("PYTHONDONTWRITEBYTECODE", "1")
 }
 
 /// The lines `test … ok` (or FAIL, ERROR, skipped) of a verbose unittest run, sorted, without times and addresses.

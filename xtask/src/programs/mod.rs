@@ -35,6 +35,10 @@ pub fn all() -> Vec<Check> {
         .into_iter()
         .flatten()
         .map(|program| Check::new(program.name, move |room| compare(program, room)))
+        .chain(languages::SUITES.iter().map(|program| {
+            Check::new(program.name, move |room| compare(program, room))
+                .only_full("runs many modules of it twice")
+        }))
         .chain(suites::all())
         .collect()
 }
