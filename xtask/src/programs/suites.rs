@@ -38,7 +38,7 @@ const SUITES: &[Suite] = &[
     suite("suite-regex", "regex", 80),
     // The tests beside the library read files that the package does not hold.
     Suite { check: "suite-regex-automata", package: "regex-automata", targets: &["--lib"], least: 50 },
-    suite("suite-regex-syntax", "regex-syntax", 150),
+    suite("suite-regex-syntax", "regex-syntax", 140),
     suite("suite-serde_json", "serde_json", 140),
 ];
 
