@@ -311,7 +311,7 @@ impl<S: PageSource, K: Sharing, O: Observer> Domain<S, K, O> {
 
     /// Arenas that are filled in, those of `node` first.
     fn arenas_near(&self, node: u32) -> impl Iterator<Item = (usize, &Arena)> {
-        let count = (self.arenas_claimed.load(Ordering::Acquire) as usize).min(MAX_ARENAS);
+        let count = (self.arenas_claimed.load(Ordering::Relaxed) as usize).min(MAX_ARENAS);
         let all = move || self.arenas[..count].iter().enumerate().filter(|(_, a)| !a.base().is_null());
         let near = all().filter(move |(_, a)| a.node() == node);
         let far = all().filter(move |(_, a)| a.node() != node);
@@ -587,7 +587,8 @@ impl<S: PageSource, K: Sharing, O: Observer> Domain<S, K, O> {
             let _ = unsafe { self.source.release(extent) };
             return Err(error);
         }
-        let at = K::fetch_add(&self.arenas_claimed, 1, Ordering::AcqRel) as usize;
+        // Relaxed: the arena's base, stored last, is what publishes it; the count only bounds the search for bases.
+        let at = K::fetch_add(&self.arenas_claimed, 1, Ordering::Relaxed) as usize;
         if at >= MAX_ARENAS {
             // SAFETY: as above.
             let _ = unsafe { self.source.release(extent) };
