@@ -35,6 +35,8 @@ mod actors {
     enum Message {
         Take(OwnedLease<Body, Bodies>),
         Echo(OwnedLease<Body, Bodies>, RpcReplyPort<OwnedLease<Body, Bodies>>),
+        /// Says that it is read, and holds the actor for good.
+        Hold(OwnedLease<Body, Bodies>, tokio::sync::oneshot::Sender<()>),
     }
 
     struct Reader;
@@ -59,6 +61,10 @@ mod actors {
                 Message::Echo(mut body, reply) => {
                     body.text.push('!');
                     drop(reply.send(body));
+                }
+                Message::Hold(_body, reached) => {
+                    let _ = reached.send(());
+                    std::future::pending::<()>().await;
                 }
             }
             tokio::task::yield_now().await;
@@ -86,18 +92,33 @@ mod actors {
     async fn an_actor_killed_with_a_full_mailbox_leaves_no_lease_out() {
         let pool = bodies();
         let (actor, running) = Actor::spawn(None, Reader, ()).await.unwrap();
-        for _ in 0..60 {
-            let mut body = pool.acquire_owned().unwrap();
-            body.text.push_str("never read");
-            drop(actor.cast(Message::Take(body)));
+        let body = || pool.acquire_owned().unwrap();
+        let (reached, holds) = tokio::sync::oneshot::channel();
+        assert!(actor.cast(Message::Hold(body(), reached)).is_ok());
+        holds.await.unwrap();
+        // Nothing of what follows is read: the actor holds.
+        let mut replies = Vec::new();
+        for _ in 0..20 {
+            assert!(actor.cast(Message::Take(body())).is_ok());
+            let (port, reply) = tokio::sync::oneshot::channel();
+            assert!(actor.cast(Message::Echo(body(), port.into())).is_ok());
+            replies.push(reply);
         }
+        assert_eq!(pool.stats().out(), 41);
         actor.kill();
         drop(running.await);
         drop(actor);
-        // The mailbox is dropped by the actor's task, which the runtime may do after the join handle resolves.
-        while pool.stats().out() > 0 {
-            tokio::task::yield_now().await;
+        for reply in replies {
+            assert!(reply.await.is_err(), "a reply came from an actor that was killed");
         }
+        // The mailbox is dropped by the actor's task, which the runtime may do after the join handle resolves.
+        let returned = async {
+            while pool.stats().out() > 0 {
+                tokio::task::yield_now().await;
+            }
+        };
+        let within = tokio::time::timeout(std::time::Duration::from_secs(20), returned).await;
+        assert!(within.is_ok(), "{} leases are out", pool.stats().out());
     }
 
     #[tokio::test]
