@@ -46,7 +46,7 @@ pub const KEEP: u32 = 4;
 const CALLS_PER_LOOK: u32 = 64;
 
 /// Looks at the clock between decisions about the lists that are busy.
-const LOOKS_PER_DECISION: u32 = 4;
+const LOOKS_PER_DECISION: u32 = 32;
 
 /// Bytes of virgin memory that a refill carves at once.
 const CARVE_BYTES: u32 = 4096;

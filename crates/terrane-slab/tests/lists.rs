@@ -93,7 +93,7 @@ fn lists_grow_until_the_bursts_of_a_steady_load_fit_and_stay_there() {
         let largest = LargestFlush::default();
         let (fixed, heap) = (sized(ListSizing::Fixed, &largest), sized(sizing, &largest));
         for heap in [&fixed, &heap] {
-            bursts(heap, 64, 800, 200);
+            bursts(heap, 64, 800, 1600);
         }
         let (fixed, sized) = (returned(&fixed, 64, 800), returned(&heap, 64, 800));
         assert!(
@@ -103,7 +103,7 @@ fn lists_grow_until_the_bursts_of_a_steady_load_fit_and_stay_there() {
         let depth = heap.depth(class_of(64));
         assert!(depth <= deepest(class_of(64)));
         for _ in 0..20 {
-            bursts(&heap, 64, 800, 20);
+            bursts(&heap, 64, 800, 160);
             assert_eq!(heap.depth(class_of(64)), depth, "{sizing:?} moves under a steady load");
         }
     }
@@ -138,13 +138,13 @@ fn a_list_that_is_idle_gives_its_depth_up_and_gets_it_back() {
     let largest = LargestFlush::default();
     let heap = sized(ListSizing::LowWater, &largest);
     let class = class_of(64);
-    bursts(&heap, 64, 800, 200);
+    bursts(&heap, 64, 800, 1600);
     let busy = heap.depth(class);
     assert!(busy > lists::bound(class));
     // Four ticks to a halving, and seven halvings from the deepest to the shallowest.
     (0..40).for_each(|now| heap.tick(now));
     assert_eq!((heap.depth(class), heap.listed(class)), (shallowest(class), 0));
-    bursts(&heap, 64, 800, 200);
+    bursts(&heap, 64, 800, 1600);
     assert!(heap.depth(class) * 4 > busy * 3, "{} blocks, before it was idle {busy}", heap.depth(class));
 }
 
