@@ -9,7 +9,7 @@
 //! address, so no table is searched.
 
 use crate::fixed::Fixed;
-use crate::misuse::misuse;
+use crate::misuse::{Checked, misuse};
 use crate::node::NIL;
 use crate::spans::Spans;
 use crate::survey::{Plot, Survey};
@@ -285,6 +285,16 @@ impl<A: Allocator> Buddy<A> {
         let Some(node) = self.spans.make_hole(span) else { return Err(PlacementError::NotPlaced { span }) };
         self.settle(node);
         Ok(())
+    }
+}
+
+impl<A: Allocator> Checked for Buddy<A> {
+    fn is_live(&self, span: Span) -> bool {
+        self.spans.find_live(span).is_some()
+    }
+
+    fn try_vacate(&mut self, span: Span) -> Result<(), PlacementError> {
+        Buddy::try_vacate(self, span)
     }
 }
 

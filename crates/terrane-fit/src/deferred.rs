@@ -7,6 +7,7 @@
 //! without any splitting or merging. A full bin passes its oldest half on to the engine. What does not fit is tried again
 //! after everything that waits has been passed on.
 
+use crate::misuse::{Checked, misuse};
 use crate::survey::{Plot, Survey, Use};
 use terrane_core::{PlaceError, Placement, PlacementError, Span};
 
@@ -15,8 +16,9 @@ const BINS: usize = 32;
 
 /// An engine in front of which vacated spans wait, so that a request of the same length gets one in a few instructions.
 ///
-/// It suits streams with few lengths, and compares them as asked for: with a granule, ask for multiples of it. Spans that wait keep their neighbours from merging; [`flush`](Self::flush) lets them.
-/// It takes `32 · SLOTS · 16` bytes and no other memory, and places spans at an alignment of at most what they had.
+/// It suits streams with few lengths, and compares them as asked for: with a granule, ask for multiples of it. Spans that wait
+/// keep their neighbours from merging; [`flush`](Self::flush) lets them. A span that has waited counts as internal waste what
+/// it did when it was cut. It takes `32 · SLOTS · 16` bytes and no other memory.
 pub struct Deferred<E, const SLOTS: usize = 8> {
     engine: E,
     bins: [[Span; SLOTS]; BINS],
@@ -24,7 +26,7 @@ pub struct Deferred<E, const SLOTS: usize = 8> {
     units: u64,
 }
 
-impl<E: Placement, const SLOTS: usize> Deferred<E, SLOTS> {
+impl<E: Checked, const SLOTS: usize> Deferred<E, SLOTS> {
     /// In front of `engine`.
     pub const fn new(engine: E) -> Self {
         const { assert!(SLOTS >= 1) };
@@ -63,7 +65,7 @@ impl<E: Placement, const SLOTS: usize> Deferred<E, SLOTS> {
     }
 }
 
-impl<E: Placement, const SLOTS: usize> Placement for Deferred<E, SLOTS> {
+impl<E: Checked, const SLOTS: usize> Placement for Deferred<E, SLOTS> {
     fn add(&mut self, space: Span) -> Result<(), PlacementError> {
         self.engine.add(space)
     }
@@ -95,17 +97,9 @@ impl<E: Placement, const SLOTS: usize> Placement for Deferred<E, SLOTS> {
     }
 
     fn vacate(&mut self, span: Span) {
-        let bin = Self::bin(span.len);
-        // A span that waits is live to the engine, so vacating it twice would go unseen there and be handed out twice here.
-        if self.bins[bin][..self.waiting[bin]].contains(&span) {
-            return crate::misuse::misuse(PlacementError::NotPlaced { span });
+        if let Err(error) = self.try_vacate(span) {
+            misuse(error);
         }
-        if self.waiting[bin] == SLOTS {
-            self.pass_on(bin, SLOTS.div_ceil(2));
-        }
-        self.bins[bin][self.waiting[bin]] = span;
-        self.waiting[bin] += 1;
-        self.units += span.len;
     }
 
     /// With what waits.
@@ -119,7 +113,30 @@ impl<E: Placement, const SLOTS: usize> Placement for Deferred<E, SLOTS> {
     }
 }
 
-impl<E: Survey, const SLOTS: usize> Survey for Deferred<E, SLOTS> {
+impl<E: Checked, const SLOTS: usize> Checked for Deferred<E, SLOTS> {
+    fn is_live(&self, span: Span) -> bool {
+        // A span that waits is live to the engine.
+        let bin = Self::bin(span.len);
+        !self.bins[bin][..self.waiting[bin]].contains(&span) && self.engine.is_live(span)
+    }
+
+    fn try_vacate(&mut self, span: Span) -> Result<(), PlacementError> {
+        // Asked now, since a wrong span that waits would be handed out before the engine sees it.
+        if !self.is_live(span) {
+            return Err(PlacementError::NotPlaced { span });
+        }
+        let bin = Self::bin(span.len);
+        if self.waiting[bin] == SLOTS {
+            self.pass_on(bin, SLOTS.div_ceil(2));
+        }
+        self.bins[bin][self.waiting[bin]] = span;
+        self.waiting[bin] += 1;
+        self.units += span.len;
+        Ok(())
+    }
+}
+
+impl<E: Survey + Checked, const SLOTS: usize> Survey for Deferred<E, SLOTS> {
     /// Spans that wait are shown as holes.
     fn survey(&self, see: &mut dyn FnMut(Plot)) {
         self.engine.survey(&mut |mut plot| {

@@ -9,7 +9,7 @@
 //! place; the cost of a pair is then two changes of a length.
 
 use crate::fixed::Fixed;
-use crate::misuse::misuse;
+use crate::misuse::{Checked, misuse};
 use crate::node::Node;
 use crate::spans::Spans;
 use crate::survey::{Plot, Survey};
@@ -341,6 +341,17 @@ impl<P: Policy, A: Allocator> Placement for Engine<P, A> {
 
     fn largest_free(&self) -> u64 {
         self.policy.largest(self.spans.nodes_ref())
+    }
+}
+
+impl<P: Policy, A: Allocator> Checked for Engine<P, A> {
+    fn is_live(&self, span: Span) -> bool {
+        self.spans.find_live(span).is_some()
+    }
+
+    #[inline]
+    fn try_vacate(&mut self, span: Span) -> Result<(), PlacementError> {
+        Engine::try_vacate(self, span)
     }
 }
 
