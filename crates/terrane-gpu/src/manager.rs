@@ -151,9 +151,11 @@ impl<D: Device + ?Sized + 'static, P: DevicePool> DeviceManager<D, P> {
         let source = self.get(from_device).ok_or(refused(unknown))?;
         let target = self.get(to_device).ok_or(refused(unknown))?;
         let to = DeviceBuf::new_in(target.pool.clone(), from.len(), stream)?;
-        // What used the new memory before is ordered before `stream`; the copy comes after that.
+        // What used the new memory before is ordered before `stream`; the copy comes after that. Both events are made before
+        // anything is submitted: a refusal after the copy would have to be waited for.
         let (here, there) = (&source.device, &target.device);
         let ready = Owned { device: &**there, event: there.event_create().map_err(refused)? };
+        let done = Owned { device: &**here, event: here.event_create().map_err(refused)? };
         there.event_record(ready.event, stream).map_err(refused)?;
         here.stream_wait(from.stream(), ready.event).map_err(refused)?;
         if here.reaches(to_device) {
@@ -165,12 +167,14 @@ impl<D: Device + ?Sized + 'static, P: DevicePool> DeviceManager<D, P> {
         } else {
             self.through_host(source, target, from, &to).map_err(refused)?;
         }
-        let done = Owned { device: &**here, event: here.event_create().map_err(refused)? };
         let ordered =
             here.event_record(done.event, from.stream()).and_then(|()| there.stream_wait(stream, done.event));
         if let Err(error) = ordered {
-            // The copy may be under way, and `to` is about to be given back: the host waits for it.
-            here.stream_synchronize(from.stream()).map_err(refused)?;
+            // The copy may be under way, and `to` would be given back in an order that does not know of it: the host waits.
+            // If the driver will not even say that, the memory is lost.
+            if here.stream_synchronize(from.stream()).is_err() {
+                core::mem::forget(to);
+            }
             return Err(refused(error));
         }
         Ok(to)

@@ -90,12 +90,14 @@ impl<D: Device + ?Sized, P: DevicePool> MovableSet<D, P> {
     }
 
     /// Moves blocks that are not pinned down in the pool's own order (its numbering of places, which need not be that of
-    /// addresses), the highest first, without growing the pool. How far they get
-    /// is up to the pool's engine: first fit and best fit pack well.
+    /// addresses), the highest first, without growing the pool, which is [trimmed](DevicePool::trim) first: what lies in the
+    /// lists of streams becomes holes again, and the lowest of them are offered. How far the blocks get is up to the pool's
+    /// engine: first fit and best fit pack well.
     ///
     /// # Errors
     /// The driver's refusal of a copy; that block is where it was, and those before it have been moved.
     pub fn compact(&self) -> DriverResult<Compaction> {
+        self.pool.trim();
         let mut slots: Vec<Arc<Slot<P>>> = self.slots.lock().iter().filter_map(Weak::upgrade).collect();
         let place = |slot: &Arc<Slot<P>>| slot.state.lock().block.as_ref().map(Block::key);
         slots.sort_by_cached_key(|slot| core::cmp::Reverse(place(slot)));

@@ -133,7 +133,8 @@ unsafe impl<D: Device + ?Sized> Source for PinnedMemory<D> {
 
     unsafe fn release(&self, extent: Extent) -> Result<(), ReleaseError> {
         let len = extent.len();
-        let ours = self.near.as_ref().filter(|near| !near.by_driver.lock().contains(&extent.address()));
+        // Taken off the list before the driver has the address back: it may give it out again at once.
+        let ours = self.near.as_ref().filter(|near| !near.by_driver.lock().remove(&extent.address()));
         let unlocked = match ours {
             // SAFETY: `acquire` had the pages locked, and the caller promises that nothing uses them any more.
             Some(_) => unsafe { self.device.host_unregister(extent.as_ptr()) },
@@ -141,18 +142,18 @@ unsafe impl<D: Device + ?Sized> Source for PinnedMemory<D> {
             None => unsafe { self.device.host_free(extent.as_ptr()) },
         };
         if let Err(error) = unlocked {
+            if let (None, Some(near)) = (ours, &self.near) {
+                near.by_driver.lock().insert(extent.address());
+            }
             return Err(ReleaseError { extent, cause: refusal(error, len) });
         }
-        match (ours, &self.near) {
-            (Some(near), _) => {
+        match ours {
+            Some(near) => {
                 // SAFETY: the pages came from there, and are no longer locked. If the system refuses they stay mapped,
                 // and nobody knows of them: there is no way back once they are unlocked.
                 let _ = unsafe { near.pages.release(extent) };
             }
-            (None, near) => {
-                if let Some(near) = near {
-                    near.by_driver.lock().remove(&extent.address());
-                }
+            None => {
                 let _ = extent.into_raw();
             }
         }

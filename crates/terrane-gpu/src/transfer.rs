@@ -272,7 +272,8 @@ impl<D: Device + ?Sized + 'static> Transfers<D> {
     /// one piece while others are under way. Returns when the slice has been read.
     ///
     /// # Errors
-    /// Different lengths, no memory for a piece, or the driver's refusal; what was submitted is waited for.
+    /// Different lengths, no memory for a piece, or the driver's refusal; pieces that are under way are parked, and `to`
+    /// is given back in the order of its stream.
     pub fn upload_slice<T: Plain, P: DevicePool + 'static>(
         &self,
         from: &[T],
@@ -403,16 +404,16 @@ impl<B: Send + 'static, D: Device + ?Sized + 'static> Future for Transfer<B, D> 
             }
         };
         *wake.waker.lock() = Some(context.waker().clone());
-        // Asked after the waker was left there: a call in between is not missed.
-        let done = match self.shared.device.event_query(event) {
-            Ok(done) => done,
-            Err(error) => return Poll::Ready(Err(error)),
-        };
+        // Looked at after the waker was left there: a call in between is not missed. The call comes when all work before it
+        // is complete, the copy too; so while a capture is declared, when nothing may be asked, the call alone decides.
+        let mut done = wake.called.load(Ordering::Acquire);
+        if !done && !self.shared.device.capturing() {
+            done = match self.shared.device.event_query(event) {
+                Ok(done) => done,
+                Err(error) => return Poll::Ready(Err(error)),
+            };
+        }
         if !done {
-            if wake.called.load(Ordering::Acquire) {
-                // The call came for work behind the copy, so it is done, though the event does not say so yet.
-                context.waker().wake_by_ref();
-            }
             return Poll::Pending;
         }
         match self.finish() {

@@ -167,6 +167,30 @@ fn a_transfer_that_is_awaited_wakes_its_task_once_the_copy_is_done() {
     assert_eq!(sim.calls(Call::HostFunction), 1);
 }
 
+#[test]
+fn a_transfer_that_is_awaited_during_a_capture_asks_nothing_and_is_ready_all_the_same() {
+    let (sim, stream, pool, pinned, transfers) = set_up(5);
+    let device = sim.device(0);
+    let captured = device.stream_create().unwrap();
+    let there = DeviceBuf::new_in(pool.clone(), 100, stream).unwrap();
+    let mut transfer = pin!(transfers.upload(pinned.zeroed::<u8>(100).unwrap(), there).unwrap());
+    let count = Arc::new(Count(AtomicU32::new(0)));
+    let waker = Waker::from(count.clone());
+    let mut context = Context::from_waker(&waker);
+    let capture = pool.begin_capture(captured).unwrap();
+    device.capture_begin(captured).unwrap();
+    let asked = sim.calls(Call::EventQuery);
+    assert!(transfer.as_mut().poll(&mut context).is_pending());
+    transfers.sweep();
+    sim.run_all();
+    assert_eq!(count.0.load(SeqCst), 1, "woken");
+    assert!(transfer.as_mut().poll(&mut context).is_ready());
+    assert_eq!(sim.calls(Call::EventQuery), asked);
+    device.capture_end(captured).unwrap();
+    drop(capture.end());
+    assert_eq!(sim.violations(), []);
+}
+
 fn manager(sim: &Sim) -> DeviceManager<SimDevice, Pool> {
     DeviceManager::new(sim.devices().iter().cloned(), |device| Ok(pool(device))).unwrap()
 }

@@ -389,7 +389,8 @@ unsafe impl Device for SimDevice {
             return self.submit(Call::Download, stream, &accesses, work, Engine::Download);
         }
         self.submit(Call::Download, stream, &[Access::read(from, len)], Work::Note, Engine::Download)?;
-        self.call(Call::StreamSynchronize, |s| {
+        // The same call: the driver waits in it.
+        self.world.with(|s| {
             s.forbid_in_capture(Call::Download)?;
             let index = s.stream_index(stream.raw(), Call::Download)?;
             s.synchronize(|i, _| i == index);

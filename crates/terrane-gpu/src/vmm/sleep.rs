@@ -82,7 +82,8 @@ impl<D: Device + ?Sized> Vmm<D> {
                 Ok((at, bytes))
             })
             .collect();
-        self.device.stream_destroy(stream)?;
+        // A stream that the driver keeps is in nobody's way.
+        let _ = self.device.stream_destroy(stream);
         result
     }
 
@@ -107,20 +108,23 @@ impl<D: Device + ?Sized> Vmm<D> {
     }
 
     fn restore(&self) -> DriverResult<()> {
-        let saved = core::mem::take(&mut self.slots.lock().saved);
-        if saved.is_empty() {
+        if self.slots.lock().saved.is_empty() {
             return Ok(());
         }
         let stream = self.device.stream_create()?;
+        let saved = core::mem::take(&mut self.slots.lock().saved);
         let result = saved.iter().try_for_each(|(at, bytes)| {
             // SAFETY: the slot is mapped again, and `bytes` is not page-locked, so it is read at once.
             unsafe { self.device.upload(*at, bytes.as_ptr(), self.piece, stream) }
         });
-        let result = result.and_then(|()| self.device.stream_synchronize(stream));
-        let destroyed = self.device.stream_destroy(stream);
+        // Also after a refusal: who called may unmap what the copies before it still write.
+        let past = self.device.stream_synchronize(stream).or_else(|_| self.device.synchronize());
+        let result = result.and(past);
+        // As in `save`; above all it is no reason to take the memory away again, whose only copy is gone by then.
+        let _ = self.device.stream_destroy(stream);
         if result.is_err() {
             self.slots.lock().saved = saved;
         }
-        result.and(destroyed)
+        result
     }
 }
