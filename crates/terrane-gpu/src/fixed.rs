@@ -30,6 +30,10 @@ pub type Locked = LockedStack;
 const STEAL_BATCH: usize = 32;
 /// Events asked for completion on a miss.
 const POLL: u32 = 4;
+/// Blocks that a stream gets at once of those that nobody has had, as long as there are many.
+const GROUP: u32 = 8;
+/// Many, that is.
+const PLENTY: u32 = 8 * GROUP;
 
 /// How a [`FixedPool`] is set up.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
@@ -66,9 +70,16 @@ struct Slot {
     epoch: AtomicU64,
 }
 
+/// Slots that a stream gets together, in lines of their own: what one stream writes about its blocks is not beside what
+/// another writes.
+#[repr(align(128))]
+struct Group([Slot; GROUP as usize]);
+
+const _: () = assert!(size_of::<Group>() == 128 || cfg!(loom));
+
 struct Chunk {
     base: u64,
-    slots: Box<[Slot]>,
+    groups: Box<[Group]>,
 }
 
 struct Chunks {
@@ -81,7 +92,7 @@ impl Chunks {
     fn slot(&self, index: u32) -> &Slot {
         let (chunk, slot) = ((index >> self.shift) as usize, (index & ((1 << self.shift) - 1)) as usize);
         match self.chunks[chunk].get() {
-            Some(chunk) => &chunk.slots[slot],
+            Some(chunk) => &chunk.groups[slot / GROUP as usize].0[slot % GROUP as usize],
             None => unreachable!("indices below the capacity lie in chunks that were made"),
         }
     }
@@ -117,14 +128,14 @@ struct Aside {
 
 /// A pool of blocks of one length. `L` is [`LockFree`] or [`Locked`].
 ///
-/// [`PoolStats::peak_live`] is the number of blocks that were ever handed out for the first time: an upper bound.
+/// [`PoolStats::peak_live`] is the number of blocks that any stream ever got, in its hands or in its list: an upper bound.
 ///
 /// A block's hit path knows nothing of stream capture; for the work of a graph use a [`sibling`](Self::sibling) pool
 /// that lives as long as the graph.
 pub struct FixedPool<D: Device + ?Sized, L: FreeList = LockFree> {
     lanes: LaneTable<Lane<L>>,
     chunks: Chunks,
-    /// Blocks handed out at least once.
+    /// Blocks that streams have got, each in its turn.
     frontier: StdU32,
     /// Blocks in chunks that were made.
     capacity: StdU32,
@@ -259,10 +270,17 @@ impl<D: Device + ?Sized, L: FreeList> FixedPool<D, L> {
     fn miss(&self, stream: Stream) -> Result<u32, PoolError> {
         loop {
             let capacity = self.capacity.load(Ordering::Acquire);
-            let fresh = self.frontier.fetch_update(Ordering::Relaxed, Ordering::Relaxed, |frontier| {
-                (frontier < capacity).then_some(frontier + 1)
-            });
-            if let Ok(index) = fresh {
+            let next = |frontier: u32| match capacity.saturating_sub(frontier) {
+                0 => None,
+                1..PLENTY => Some(frontier + 1),
+                // To the end of the group.
+                _ => Some((frontier | (GROUP - 1)) + 1),
+            };
+            if let Ok(index) = self.frontier.fetch_update(Ordering::Relaxed, Ordering::Relaxed, next) {
+                // The lowest is taken first. Nobody has used the others: their epoch is past for everyone.
+                let free = &self.lane(stream).free;
+                let end = next(index).unwrap_or(index);
+                (index + 1..end).rev().for_each(|other| free.push(&self.chunks, other));
                 return Ok(index);
             }
             self.order.poll(POLL);
@@ -341,18 +359,18 @@ impl<D: Device + ?Sized, L: FreeList> FixedPool<D, L> {
 
     /// Only the one thread that grows.
     fn add_chunk(&self, before: u32) -> Result<(), PoolError> {
-        let per_chunk = 1 << self.chunks.shift;
-        let limit = self.chunks.chunks.len() as u64 * per_chunk as u64 * self.stride;
+        let per_chunk: u32 = 1 << self.chunks.shift;
+        let limit = self.chunks.chunks.len() as u64 * u64::from(per_chunk) * self.stride;
         let asked = self.config.block_len;
         let Some(slot) = self.chunks.chunks.get((before >> self.chunks.shift) as usize) else {
             let error = PoolError { shortage: Shortage::Limit, ..PoolError::bad_request(asked) };
             return Err(error.with_limit(Some(limit)));
         };
-        let len = self.stride * per_chunk as u64;
+        let len = self.stride * u64::from(per_chunk);
         let base = self.order.device().alloc(len).map_err(|e| PoolError::driver(asked, e))?;
-        let slots =
-            (0..per_chunk).map(|_| Slot { link: AtomicU32::new(NONE), epoch: AtomicU64::new(0) }).collect();
-        if slot.set(Chunk { base, slots }).is_err() {
+        let fresh = |_| Slot { link: AtomicU32::new(NONE), epoch: AtomicU64::new(0) };
+        let groups = (0..per_chunk.div_ceil(GROUP)).map(|_| Group(core::array::from_fn(fresh))).collect();
+        if slot.set(Chunk { base, groups }).is_err() {
             unreachable!("only one thread grows, and each chunk is made once");
         }
         self.capacity.store(before + per_chunk, Ordering::Release);

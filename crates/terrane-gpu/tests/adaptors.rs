@@ -5,7 +5,7 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicU32, Ordering::SeqCst};
 use terrane_gpu::adaptors::{Limit, OnOutOfMemory, Statistics, Trace, Track};
 use terrane_gpu::{
-    Block, Device, DeviceBuf, DevicePool, FixedConfig, FixedPool, Shortage, Sim, SimDevice, Stream,
+    Block, Device, DeviceBuf, DevicePool, FixedConfig, FixedPool, Shortage, Sim, SimConfig, SimDevice, Stream,
 };
 
 fn pool(sim: &Sim, max_blocks: u32) -> FixedPool<SimDevice> {
@@ -85,21 +85,125 @@ fn leaks_are_reported_with_the_line_that_asked_for_them() {
 }
 
 #[test]
-fn statistics_know_the_exact_peak() {
+fn statistics_of_one_thread_are_exact() {
     let sim = Sim::new();
     let stream = sim.device(0).default_stream();
-    let counted = Statistics::new(pool(&sim, 8));
-    let mut blocks: Vec<Block> = (0..5).map(|_| counted.allocate(100, 16, stream).unwrap()).collect();
-    blocks.drain(1..).for_each(|block| give(&counted, block, stream));
+    for counted in [Statistics::new(pool(&sim, 8)), Statistics::exact(pool(&sim, 8))] {
+        let mut blocks: Vec<Block> = (0..5).map(|_| counted.allocate(100, 16, stream).unwrap()).collect();
+        blocks.drain(1..).for_each(|block| give(&counted, block, stream));
+        let stats = counted.stats();
+        assert_eq!((stats.live, stats.peak_live, stats.requested), (4096, 5 * 4096, 100));
+        assert_eq!((stats.live_blocks, stats.reserved), (1, 8 * 4096));
+        assert!((stats.internal_fragmentation() - (1.0 - 100.0 / 4096.0)).abs() < 1e-9);
+        assert!(counted.allocate(5000, 16, stream).is_err());
+        assert_eq!(counted.failures(), 1);
+        counted.reset_peak();
+        let peak = counted.stats().peak_live;
+        assert!((4096..=4096 + counted.peak_error()).contains(&peak), "{peak}");
+        blocks.into_iter().for_each(|block| give(&counted, block, stream));
+    }
+}
+
+#[test]
+fn the_peak_over_threads_is_never_too_low_and_no_more_than_the_slack_too_high() {
+    const THREADS: u64 = 4;
+    let sim = Sim::with(SimConfig { watch_blocks: false, ..SimConfig::default() });
+    let stream = sim.device(0).default_stream();
+    for slack in [0, 3 * 4096, 1 << 20] {
+        let counted = Statistics::with_slack(pool(&sim, 4096), slack);
+        let barrier = std::sync::Barrier::new(THREADS as usize);
+        // In steps, so that what is out at each of them is known: all threads take, all but one give back, and so on.
+        let highest: u64 = 4096 * (THREADS * 30 + 10);
+        std::thread::scope(|scope| {
+            for thread in 0..THREADS {
+                let (counted, barrier) = (&counted, &barrier);
+                scope.spawn(move || {
+                    let take = |count: u64| -> Vec<Block> {
+                        (0..count).map(|_| counted.allocate(4096, 16, stream).unwrap()).collect()
+                    };
+                    for round in 0..THREADS {
+                        let first = take(20);
+                        barrier.wait();
+                        if thread != round {
+                            first.into_iter().for_each(|block| give(counted, block, stream));
+                        } else {
+                            // Given back by a thread that did not take them.
+                            let give_all = move || first.into_iter().for_each(|b| give(counted, b, stream));
+                            scope.spawn(give_all).join().unwrap();
+                        }
+                        barrier.wait();
+                    }
+                    let last = take(if thread == 0 { 40 } else { 30 });
+                    barrier.wait();
+                    assert_eq!(counted.stats().live, highest);
+                    barrier.wait();
+                    last.into_iter().for_each(|block| give(counted, block, stream));
+                });
+            }
+        });
+        let stats = counted.stats();
+        assert_eq!((stats.live, stats.live_blocks, stats.requested), (0, 0, 0), "slack {slack}");
+        assert!(
+            (highest..=highest + counted.peak_error()).contains(&stats.peak_live),
+            "slack {slack}: {stats:?}"
+        );
+        assert!(slack > 0 || counted.peak_error() == 0);
+        assert!(
+            counted.peak_error() <= slack * 2 * THREADS,
+            "threads that ended leave their shards to others"
+        );
+    }
+}
+
+#[test]
+fn a_thread_that_uses_many_counted_pools_counts_each_of_them_right() {
+    let sim = Sim::new();
+    let stream = sim.device(0).default_stream();
+    for round in 1..=2u64 {
+        let pools: Vec<_> = (0..9).map(|_| Statistics::new(pool(&sim, 64))).collect();
+        let blocks: Vec<Vec<Block>> = (0..round * 3)
+            .map(|_| pools.iter().map(|pool| pool.allocate(1, 16, stream).unwrap()).collect())
+            .collect();
+        for pool in &pools {
+            assert_eq!((pool.stats().live_blocks, pool.stats().requested), (round * 3, round * 3));
+        }
+        for row in blocks {
+            pools.iter().zip(row).for_each(|(pool, block)| give(pool, block, stream));
+        }
+        assert!(
+            pools.iter().all(|pool| pool.stats().live == 0 && pool.stats().peak_live == round * 3 * 4096)
+        );
+    }
+}
+
+#[test]
+fn a_thread_that_is_ending_still_counts() {
+    use std::cell::RefCell;
+    type Counted = Arc<Statistics<FixedPool<SimDevice>>>;
+    struct Late(Counted, Option<Block>, Stream);
+    impl Drop for Late {
+        fn drop(&mut self) {
+            give(&self.0, self.1.take().unwrap(), self.2);
+        }
+    }
+    thread_local!(static LATE: RefCell<Option<Late>> = const { RefCell::new(None) });
+    let sim = Sim::new();
+    let stream = sim.device(0).default_stream();
+    let counted: Counted = Arc::new(Statistics::new(pool(&sim, 8)));
+    for _ in 0..3 {
+        let there = counted.clone();
+        std::thread::spawn(move || {
+            // Made before the thread's shard, so that it is dropped after that is let go, or the other way round.
+            LATE.with(|late| late.borrow_mut().take().is_none());
+            let block = there.allocate(1, 16, stream).unwrap();
+            LATE.with(|late| *late.borrow_mut() = Some(Late(there, Some(block), stream)));
+        })
+        .join()
+        .unwrap();
+    }
     let stats = counted.stats();
-    assert_eq!((stats.live, stats.peak_live, stats.requested), (4096, 5 * 4096, 100));
-    assert_eq!((stats.live_blocks, stats.reserved), (1, 8 * 4096));
-    assert!((stats.internal_fragmentation() - (1.0 - 100.0 / 4096.0)).abs() < 1e-9);
-    counted.reset_peak();
-    assert_eq!(counted.stats().peak_live, 4096);
-    assert!(counted.allocate(5000, 16, stream).is_err());
-    assert_eq!(counted.failures(), 1);
-    blocks.into_iter().for_each(|block| give(&counted, block, stream));
+    assert_eq!((stats.live, stats.live_blocks, stats.requested), (0, 0, 0));
+    assert_eq!(stats.peak_live, 4096, "one after the other");
 }
 
 #[test]
