@@ -48,6 +48,10 @@ const CALLS_PER_LOOK: u32 = 64;
 /// Looks at the clock between decisions about the lists that are busy.
 const LOOKS_PER_DECISION: u32 = 32;
 
+/// Looks in a row that find a list long before it is shortened, and not only kept from growing: what the thread frees now, it
+/// will not soon allocate, and blocks that wait long are cold when they return.
+const LONG_LOOKS: u8 = 64;
+
 /// Bytes of virgin memory that a refill carves at once.
 const CARVE_BYTES: u32 = 4096;
 
@@ -67,10 +71,15 @@ pub struct Heap<S, K, O = ()> {
     segment: *const Segment,
     queues: [Queue; CLASSES],
     rooms_at_tick: [i32; CLASSES],
+    /// Slabs made since lists that are not used were last looked for.
+    slabs_made: u32,
+    unused: giving_back::Unused,
     depths: Depths,
     looks: u32,
     /// Blocks that the list of a class was too long for, to serve next when it is empty.
     aside: [*mut Block; CLASSES],
+    /// Looks in a row that found a list long although a part was aside.
+    long_looks: [u8; CLASSES],
     batches: Batches,
     large: LargeCache,
     counters: HeapCounters,
@@ -111,9 +120,12 @@ impl<S: PageSource, K: Sharing, O: Observer> Heap<S, K, O> {
             segment: ptr::null(),
             queues: [const { Queue::new() }; CLASSES],
             rooms_at_tick: [0; CLASSES],
+            slabs_made: 0,
+            unused: giving_back::Unused::new(),
             depths: Depths::new(),
             looks: 0,
             aside: [ptr::null_mut(); CLASSES],
+            long_looks: [0; CLASSES],
             batches: Batches::new(),
             large: LargeCache::new(),
             counters: HeapCounters::new(),

@@ -72,15 +72,27 @@ const fn block_bytes_of(class: usize) -> usize {
     }
 }
 
+const fn waste_permille(block: usize, slices: usize) -> usize {
+    let bytes = slices * SLICE_BYTES;
+    if bytes / block < MIN_BLOCKS { usize::MAX } else { (bytes % block) * 1000 / bytes }
+}
+
+/// The shortest slab that wastes little, a short one first; if there is none, the one that wastes least.
 const fn slices_of(block: usize) -> usize {
-    let (mut best, mut best_waste_permille) = (0, usize::MAX);
     let mut slices = 1;
+    while slices <= SHORT_SLICES {
+        if waste_permille(block, slices) <= SHORT_WASTE_PERMILLE {
+            return slices;
+        }
+        slices += 1;
+    }
+    let (mut best, mut least) = (0, usize::MAX);
+    slices = 1;
     while slices <= MAX_SLAB_SLICES {
-        let bytes = slices * SLICE_BYTES;
-        let permille = (bytes % block) * 1000 / bytes;
-        if bytes / block >= MIN_BLOCKS && permille < best_waste_permille {
-            (best, best_waste_permille) = (slices, permille);
-            if permille <= WASTE_PERMILLE {
+        let waste = waste_permille(block, slices);
+        if waste < least {
+            (best, least) = (slices, waste);
+            if waste <= WASTE_PERMILLE {
                 break;
             }
         }
@@ -89,8 +101,13 @@ const fn slices_of(block: usize) -> usize {
     best
 }
 
-/// Tail waste, in thousandths of a slab, that is small enough not to look at longer slabs.
-const WASTE_PERMILLE: usize = 14;
+/// Slabs of so few slices should waste [`SHORT_WASTE_PERMILLE`] at most.
+const SHORT_SLICES: usize = 3;
+
+/// Tail waste, in thousandths of a slab, that is small enough not to look at longer slabs, for short ones and for all. Long slabs
+/// are seldom empty and need long runs, so they must save more.
+const SHORT_WASTE_PERMILLE: usize = 14;
+const WASTE_PERMILLE: usize = 19;
 
 /// What the table says of one class.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]

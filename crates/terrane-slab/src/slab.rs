@@ -406,7 +406,11 @@ impl Slab {
         unsafe { self.absorb(before) }
     }
 
-    /// Appends the remote list in `word` to the free list.
+    /// Joins the remote list in `word` to the free list, behind the shorter of the two: only that one is walked, because each
+    /// block on the way is likely to be cold.
+    ///
+    /// # Errors
+    /// [`Misuse`] if more blocks came back than were out, or if the list that is walked is not what its count says.
     ///
     /// # Safety
     /// The caller owns the slab and has taken the list out of the slab's word.
@@ -415,23 +419,35 @@ impl Slab {
         if count == 0 {
             return Ok(0);
         }
-        let head = self.block_at(word & HEAD_MASK);
-        // SAFETY: the caller owns the slab and the blocks of the list.
+        let theirs = self.block_at(word & HEAD_MASK);
+        // SAFETY: the caller owns the slab and the blocks of both lists.
         unsafe {
             self.local(|local| {
-                let mut tail = head;
-                for _ in 1..count {
-                    tail = Block::next(tail);
-                    // A link that leaves the slab was overwritten by the program.
-                    let inside =
-                        tail.addr().wrapping_sub(self.start().addr()) < local.slices as usize * SLICE_BYTES;
-                    if !inside {
-                        return Err(Misuse::Corrupted);
-                    }
-                }
                 local.out = local.out.checked_sub(count).ok_or(Misuse::DoubleFree)?;
-                Block::set_next(tail, local.free);
-                local.free = head;
+                if local.out == 0 {
+                    // Every block is back: the slab is as good as new, but for what its memory holds.
+                    (local.free, local.free_count, local.virgin) = (ptr::null_mut(), 0, 0);
+                    local.virgin_zero = false;
+                    return Ok(count);
+                }
+                let end = self.start().addr() + local.slices as usize * SLICE_BYTES;
+                let (first, len, last) = if count <= local.free_count {
+                    (theirs, count, local.free)
+                } else {
+                    (local.free, local.free_count, theirs)
+                };
+                if len > 0 {
+                    let mut tail = first;
+                    for _ in 1..len {
+                        tail = Block::next(tail);
+                        // A link that leaves the slab was overwritten by the program.
+                        if tail.addr() < self.start().addr() || tail.addr() >= end {
+                            return Err(Misuse::Corrupted);
+                        }
+                    }
+                    Block::set_next(tail, last);
+                }
+                local.free = if len > 0 { first } else { last };
                 local.free_count += count;
                 Ok(count)
             })

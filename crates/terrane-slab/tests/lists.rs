@@ -149,6 +149,41 @@ fn a_list_that_is_idle_gives_its_depth_up_and_gets_it_back() {
 }
 
 #[test]
+fn lists_that_are_not_used_let_go_while_memory_grows() {
+    let largest = LargestFlush::default();
+    let heap = sized(ListSizing::Fixed, &largest);
+    bursts(&heap, 144, 2000, 1);
+    let (unused, used) = (class_of(144), class_of(200));
+    assert!(heap.listed(unused) > 100);
+    // Four classes are looked at for each slab; each of them at least twice, and 64 blocks at a time.
+    let kept = alloc(&heap, 4096, 16 * 80);
+    assert_eq!(heap.listed(unused), 0);
+    // A list that is used meanwhile stays.
+    for _ in 0..16 * 80 {
+        bursts(&heap, 200, 300, 1);
+        heap.alloc(4096, 8).unwrap();
+    }
+    assert!(heap.listed(used) > 100);
+    drop(kept);
+    let largest = largest.0.get();
+    assert!((1..=64).contains(&largest), "{largest} blocks returned at once");
+}
+
+#[test]
+fn a_list_of_blocks_that_only_come_back_gets_short() {
+    let largest = LargestFlush::default();
+    let heap = sized(ListSizing::Fixed, &largest);
+    let class = class_of(64);
+    let bound = lists::bound(class) as usize;
+    for (freed, block) in alloc(&heap, 64, 50_000).into_iter().enumerate() {
+        // SAFETY: the block is live and of this heap.
+        unsafe { heap.free(block, 64, 8) };
+        let (held, most) = (heap.listed(class), if freed < 4000 { 2 * bound + 64 } else { bound / 2 });
+        assert!(held <= most, "{held} blocks wait after {freed} frees, not {most}");
+    }
+}
+
+#[test]
 fn a_thread_that_only_frees_or_only_allocates_gets_no_deeper_lists() {
     let largest = LargestFlush::default();
     let heap = sized(ListSizing::LowWater, &largest);

@@ -81,6 +81,23 @@ fn open(slab: &Slab, me: u32, capacity: u32, out: u32) -> Vec<Address> {
     }
 }
 
+/// Takes what is free in a slab, as a refill does, and walks it, as the thread's allocations do; how many blocks there were.
+///
+/// # Safety
+/// The caller owns the slab.
+unsafe fn take_and_walk(slab: &Slab) -> u32 {
+    // SAFETY: the caller owns the slab, and so the blocks of its free list.
+    unsafe {
+        let Some((mut block, count)) = slab.take_free() else { return 0 };
+        for _ in 0..count {
+            assert!(!block.is_null(), "the free list is shorter than its count");
+            block = Block::next(block);
+        }
+        assert!(block.is_null(), "the free list is longer than its count");
+        count
+    }
+}
+
 models! {
     model_push_collect: push_collect, threads 4,
         faults [fault_push_collect_unacquired: CollectRelaxed, fault_push_collect_unreleased: PushRelaxed];
@@ -111,7 +128,11 @@ fn push_collect(iterations: &'static AtomicU64) {
             .collect();
         let owner = thread::spawn(move || {
             // SAFETY: this thread is heap 1, which owns the slab.
-            unsafe { slab.collect::<Shared>() }.unwrap()
+            unsafe {
+                let collected = slab.collect::<Shared>().unwrap();
+                assert_eq!(take_and_walk(slab), collected);
+                collected
+            }
         });
         let first = owner.join().unwrap();
         pushers.into_iter().for_each(|pusher| pusher.join().unwrap());
@@ -120,13 +141,8 @@ fn push_collect(iterations: &'static AtomicU64) {
             let second = slab.collect::<Shared>().unwrap();
             assert_eq!(first + second, 2);
             let counts = slab.counts();
-            assert_eq!((counts.out, counts.free, counts.virgin), (1, 2, 1));
-            let (mut block, count) = slab.take_free().unwrap();
-            for _ in 0..count {
-                assert!(!block.is_null(), "the free list is shorter than its count");
-                block = Block::next(block);
-            }
-            assert!(block.is_null());
+            assert_eq!((counts.out, counts.free, counts.virgin), (1 + first, second, 1));
+            assert_eq!(take_and_walk(slab), second);
         }
     });
 }
@@ -228,8 +244,12 @@ fn steal(iterations: &'static AtomicU64) {
         let thief = {
             let shelf = shelf.clone();
             thread::spawn(move || match shelf.pop::<Shared>() {
-                Some(found) => found.claim::<Shared>(2, true).unwrap(),
-                None => false,
+                Some(found) => {
+                    let claimed = found.claim::<Shared>(2, true).unwrap();
+                    // SAFETY: the slab is the thief's now.
+                    claimed.then(|| unsafe { take_and_walk(found) })
+                }
+                None => None,
             })
         };
         let block = blocks[0];
@@ -258,7 +278,7 @@ fn steal(iterations: &'static AtomicU64) {
         owner.join().unwrap();
         let stolen = thief.join().unwrap();
         freer.join().unwrap();
-        if !stolen {
+        if stolen.is_none() {
             let found = shelf.pop::<Shared>().expect("a slab that nobody took is still on the shelf");
             assert!(found.claim::<Shared>(2, true).unwrap());
         }
@@ -266,7 +286,9 @@ fn steal(iterations: &'static AtomicU64) {
         unsafe {
             slab.collect::<Shared>().unwrap();
             let counts = slab.counts();
-            assert_eq!((counts.out, counts.free, counts.virgin), (1, 1, 2));
+            let taken = stolen.unwrap_or(0);
+            assert_eq!((counts.out, counts.free, counts.virgin), (1 + taken, 1 - taken, 2));
+            assert_eq!(take_and_walk(slab), 1 - taken);
         }
     });
 }

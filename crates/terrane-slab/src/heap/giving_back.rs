@@ -9,7 +9,55 @@ use crate::depths::Seen;
 /// Blocks of a list that are found not needed in one look, at most.
 const MOST_NOT_NEEDED: u32 = 64;
 
+/// Lists that are looked at for each slab that is made, and blocks that one of them lets go of.
+const LOOKS_PER_SLAB: usize = 4;
+const BLOCKS_PER_SLAB: u32 = 64;
+
+/// Batches that are sent for each slab that is made.
+const BATCHES_PER_SLAB: usize = 8;
+
+/// How lists were when they were last looked at because memory had grown.
+#[derive(Debug)]
+pub(super) struct Unused {
+    class: usize,
+    place: usize,
+    marks: [u32; CLASSES],
+}
+
+impl Unused {
+    pub(super) const fn new() -> Self {
+        Self { class: 0, place: 0, marks: [0; CLASSES] }
+    }
+}
+
 impl<S: PageSource, K: Sharing, O: Observer> Heap<S, K, O> {
+    /// Lets go of blocks in lists that were not used while memory grew, and of batches that wait: what they pin may serve instead
+    /// of fresh memory. A few for each slab that was made, in turn, so that no call pays for many.
+    #[cold]
+    pub(super) fn let_unused_go(&mut self, lists: &Lists) {
+        let slabs = core::mem::replace(&mut self.slabs_made, 0) as usize;
+        for _ in 0..slabs * BATCHES_PER_SLAB {
+            self.unused.place = (self.unused.place + 1) % crate::remote::PLACES;
+            self.send_place(self.unused.place, true);
+        }
+        for _ in 0..slabs * LOOKS_PER_SLAB {
+            let class = self.unused.class;
+            let mark = |lists: &Lists| (lists.head(class).addr() >> 3) as u32 ^ lists.room(class) as u32;
+            let used = mark(lists) != self.unused.marks[class];
+            if !used && self.aside[class].is_null() {
+                self.aside[class] = lists.head(class);
+                lists.set_head(class, ptr::null_mut());
+            }
+            if !used {
+                self.aside[class] = self.return_blocks(self.aside[class], class, BLOCKS_PER_SLAB);
+            }
+            self.unused.marks[class] = mark(lists);
+            if used || self.aside[class].is_null() && lists.is_empty(class) {
+                self.unused.class = (class + 1) % CLASSES;
+            }
+        }
+    }
+
     #[inline]
     pub(super) fn look_at_clock(&mut self, lists: &Lists) {
         self.calls += 1;

@@ -92,10 +92,14 @@ impl<S: PageSource, K: Sharing, O: Observer> Heap<S, K, O> {
     pub(super) fn send_all(&mut self, may_claim: bool) {
         // Sending makes no new batches.
         for place in 0..crate::remote::PLACES {
-            if let Some((slab, chain)) = self.batches.take(place) {
-                // SAFETY: the blocks of a batch are its slab's and ours.
-                unsafe { self.send(slab, chain, may_claim) };
-            }
+            self.send_place(place, may_claim);
+        }
+    }
+
+    pub(super) fn send_place(&mut self, place: usize, may_claim: bool) {
+        if let Some((slab, chain)) = self.batches.take(place) {
+            // SAFETY: the blocks of a batch are its slab's and ours.
+            unsafe { self.send(slab, chain, may_claim) };
         }
     }
 }

@@ -39,10 +39,14 @@ impl<S: PageSource, K: Sharing, O: Observer> Heap<S, K, O> {
         self.counters.refills.add(1);
         self.counters.classes[class].taken.add(refill.count as u64);
         self.depths.ran_out(class);
+        self.long_looks[class] = 0;
         self.settle_room(lists, class, lists::room_when_short(self.depths.depth(class)));
         self.domain().observe(Event::Refill { class: class as u16, blocks: refill.count });
         // SAFETY: the chain is ours.
         lists.set_head(class, unsafe { Block::next(refill.head) });
+        if self.slabs_made > 0 {
+            self.let_unused_go(lists);
+        }
         (refill.head.cast(), refill.zero)
     }
 
@@ -53,6 +57,7 @@ impl<S: PageSource, K: Sharing, O: Observer> Heap<S, K, O> {
             return None;
         }
         self.aside[class] = ptr::null_mut();
+        self.long_looks[class] = 0;
         self.settle_room(lists, class, lists::part(self.depths.depth(class)));
         // SAFETY: what is aside is ours.
         lists.set_head(class, unsafe { Block::next(block) });
@@ -226,6 +231,7 @@ impl<S: PageSource, K: Sharing, O: Observer> Heap<S, K, O> {
             self.queues[class].file(slab);
         }
         self.counters.classes[class].slabs_made.add(1);
+        self.slabs_made += 1;
         self.domain().observe(Event::SlabMade { class: class as u16 });
         true
     }
@@ -300,12 +306,16 @@ impl<S: PageSource, K: Sharing, O: Observer> Heap<S, K, O> {
             Block::next(last)
         };
         if rest.is_null() {
+            self.long_looks[class] = 0;
             self.settle_room(lists, class, lists::room_when_short(depth));
             return;
         }
-        // As many frees as blocks return, the one that misses included: the list does not grow from look to look.
-        self.settle_room(lists, class, part - 1);
+        // As many frees as blocks return, the one that misses included: the list does not grow from look to look. Half as many
+        // if it has been long for long: it shrinks.
+        let shorten = self.long_looks[class] >= LONG_LOOKS;
+        self.settle_room(lists, class, if shorten { part / 2 } else { part } - 1);
         if !self.aside[class].is_null() {
+            self.long_looks[class] += !shorten as u8;
             self.depths.overflowed(class, part);
             self.aside[class] = self.return_blocks(self.aside[class], class, part);
             self.park_surplus(class);
