@@ -37,12 +37,23 @@ impl<F: Fences> Depot<F> {
         }
         let mut below = self.head.load(Ordering::Relaxed);
         loop {
-            // SAFETY: the list is the caller's until the exchange succeeds.
-            unsafe { Link::set_batch(list.head, below, list.count) };
-            match self.head.compare_exchange_weak(below, list.head, F::PUBLISH, Ordering::Relaxed) {
+            // The list is the caller's until the exchange succeeds.
+            let head = list.onto(below);
+            match self.head.compare_exchange_weak(below, head, F::PUBLISH, Ordering::Relaxed) {
                 Ok(_) => return,
                 Err(found) => below = found,
             }
+        }
+    }
+
+    /// Puts down what is left of another depot: at once if nothing lies here, list by list otherwise.
+    pub fn push_all(&self, lists: Lists) {
+        if lists.head.is_null() {
+            return;
+        }
+        let nothing = ptr::null_mut();
+        if self.head.compare_exchange(nothing, lists.head, F::PUBLISH, Ordering::Relaxed).is_err() {
+            lists.for_each(|list| self.push(list));
         }
     }
 
@@ -74,10 +85,9 @@ impl Iterator for Lists {
         if self.head.is_null() {
             return None;
         }
-        let head = self.head;
-        // SAFETY: the lists were taken by one exchange and are the holder's; `push` set the batch of each.
-        let (below, count) = unsafe { Link::batch(head) };
+        // SAFETY: the lists were taken by one exchange and are the holder's; each was made a word by `push`.
+        let (list, below) = unsafe { List::off(self.head) };
         self.head = below;
-        Some(List { head, count })
+        Some(list)
     }
 }

@@ -25,6 +25,10 @@ pub struct Key {
 }
 
 impl Key {
+    pub(crate) const fn index(self) -> u32 {
+        self.index
+    }
+
     /// The key as one number, never zero.
     pub const fn to_bits(self) -> u64 {
         ((self.generation as u64) << 32) | (self.index as u64 + 1)

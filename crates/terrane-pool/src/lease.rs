@@ -4,8 +4,9 @@
 //! whatever thread that is.
 
 use crate::key::Key;
-use crate::pool::{Node, Pool, Shared};
+use crate::pool::{Pool, Shared};
 use crate::recycle::Recycle;
+use crate::slots::Node;
 use crate::store::{LockFree, Store};
 use core::fmt;
 use core::marker::PhantomData;
@@ -23,7 +24,7 @@ impl<T: Send, R: Recycle<T>, M: Store> Lease<'_, T, R, M> {
     /// # Safety
     /// As for [`OwnedLease::new`].
     #[inline(always)]
-    pub(crate) unsafe fn new(node: NonNull<Node<T, R, M>>) -> Self {
+    pub(crate) unsafe fn new(node: NonNull<Node<T>>) -> Self {
         // SAFETY: the caller's promise.
         Self { lease: unsafe { OwnedLease::new(node) }, pool: PhantomData }
     }
@@ -41,7 +42,8 @@ impl<T: Send, R: Recycle<T>, M: Store> Lease<'_, T, R, M> {
 
 /// An object on loan from a pool, for any thread and any time: if the pool ends first, the object ends with the lease.
 pub struct OwnedLease<T: Send + 'static, R: Recycle<T>, M: Store = LockFree> {
-    node: NonNull<Node<T, R, M>>,
+    node: NonNull<Node<T>>,
+    pool: PhantomData<fn() -> (R, M)>,
 }
 
 // SAFETY: the lease is the only way to its object, which is `Send`.
@@ -53,15 +55,15 @@ impl<T: Send, R: Recycle<T>, M: Store> OwnedLease<T, R, M> {
     /// # Safety
     /// The node is in no list and the caller's, who gives it up.
     #[inline(always)]
-    pub(crate) unsafe fn new(node: NonNull<Node<T, R, M>>) -> Self {
-        Self { node }
+    pub(crate) unsafe fn new(node: NonNull<Node<T>>) -> Self {
+        Self { node, pool: PhantomData }
     }
 
     /// Takes the object out of the pool for good.
     pub fn detach(self) -> T {
         let lease = ManuallyDrop::new(self);
         // SAFETY: the node is the lease's (module invariant), which is gone.
-        unsafe { Shared::detach(lease.node) }
+        unsafe { Shared::<T, R, M>::detach(lease.node) }
     }
 
     /// Puts the object away under a number, for [`Pool::claim`]. It counts as out until it is claimed and returned; if it never
@@ -69,7 +71,7 @@ impl<T: Send, R: Recycle<T>, M: Store> OwnedLease<T, R, M> {
     pub fn into_key(self) -> Key {
         let lease = ManuallyDrop::new(self);
         // SAFETY: the node is the lease's (module invariant), which is gone.
-        unsafe { Shared::into_key(lease.node) }
+        unsafe { Shared::<T, R, M>::into_key(lease.node) }
     }
 
     /// The lease as a pointer to its object, for [`from_raw`](Self::from_raw).
@@ -84,9 +86,9 @@ impl<T: Send, R: Recycle<T>, M: Store> OwnedLease<T, R, M> {
     /// # Safety
     /// The pointer came from [`into_raw`](Self::into_raw) of the same types, and is used up by this.
     pub const unsafe fn from_raw(object: NonNull<T>) -> Self {
-        let offset = core::mem::offset_of!(Node<T, R, M>, object);
+        let offset = core::mem::offset_of!(Node<T>, object);
         // SAFETY: the pointer is to the object of a node, and was made from one to the whole node.
-        Self { node: unsafe { object.byte_sub(offset).cast() } }
+        Self { node: unsafe { object.byte_sub(offset).cast() }, pool: PhantomData }
     }
 }
 
@@ -94,7 +96,7 @@ impl<T: Send, R: Recycle<T>, M: Store> Drop for OwnedLease<T, R, M> {
     #[inline]
     fn drop(&mut self) {
         // SAFETY: the node is the lease's (module invariant), which is gone.
-        unsafe { Shared::give(self.node) };
+        unsafe { Shared::<T, R, M>::give(self.node) };
     }
 }
 

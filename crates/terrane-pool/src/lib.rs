@@ -61,6 +61,7 @@ pub mod managed;
 pub mod pool;
 pub mod recycle;
 pub mod shard;
+mod slots;
 pub mod store;
 mod thread;
 

@@ -8,20 +8,14 @@ use crate::key::{Key, Keys};
 use crate::lease::{Lease, OwnedLease};
 use crate::link::{Link, List};
 use crate::recycle::{Recycle, Verdict};
+use crate::slots::{Node, Slots};
 use crate::store::{LockFree, Look, Store};
 use core::fmt;
+use core::marker::PhantomData;
 use core::ptr::NonNull;
 use core::sync::atomic::{AtomicU64, AtomicUsize, Ordering};
-use std::sync::{Mutex, PoisonError};
+use std::sync::{Mutex, OnceLock, PoisonError};
 use terrane_core::{Sample, Sizing};
-
-/// One object with what the pool knows about it. The link is first, so a link's address is its node's.
-#[repr(C)]
-pub(crate) struct Node<T, R: Recycle<T>, M: Store> {
-    link: Link,
-    shared: NonNull<Shared<T, R, M>>,
-    pub(crate) object: T,
-}
 
 /// What a pool does at its end about objects that are still out.
 #[derive(Clone, Copy, PartialEq, Eq, Debug, Default)]
@@ -46,9 +40,10 @@ pub(crate) struct Shared<T, R: Recycle<T>, M: Store> {
     created: AtomicU64,
     discarded: AtomicU64,
     gathers: AtomicU64,
-    keys: Keys,
+    /// Made for the first object that travels as a key.
+    keys: OnceLock<Box<Keys>>,
+    slots: Slots<T>,
     ticker: Mutex<Ticker>,
-    marker: core::marker::PhantomData<fn() -> T>,
 }
 
 struct Ticker {
@@ -154,18 +149,18 @@ impl<R> Builder<R> {
             recycle: self.recycle,
             references: AtomicUsize::new(1),
             max: self.max,
-            object_bytes: self.object_bytes.unwrap_or(size_of::<Node<T, R, M>>() as u32),
+            object_bytes: self.object_bytes.unwrap_or(size_of::<Node<T>>() as u32),
             created: AtomicU64::new(0),
             discarded: AtomicU64::new(0),
             gathers: AtomicU64::new(0),
-            keys: Keys::new(),
+            keys: OnceLock::new(),
+            slots: Slots::new(),
             ticker: Mutex::new(Ticker {
                 policy: self.policy,
                 budget: self.budget,
                 last: Vec::new(),
                 quiet: 0,
             }),
-            marker: core::marker::PhantomData,
         };
         Pool { shared: NonNull::from(Box::leak(Box::new(shared))), at_end: self.at_end }
     }
@@ -241,7 +236,7 @@ impl<T: Send, R: Recycle<T>, M: Store> Pool<T, R, M> {
     }
 
     #[inline]
-    fn node(&self) -> Result<NonNull<Node<T, R, M>>, Exhausted> {
+    fn node(&self) -> Result<NonNull<Node<T>>, Exhausted> {
         match self.shared().store.take() {
             // SAFETY: links in the store are those of nodes of this pool, and never null.
             Some(link) => Ok(unsafe { NonNull::new_unchecked(link.cast()) }),
@@ -251,7 +246,7 @@ impl<T: Send, R: Recycle<T>, M: Store> Pool<T, R, M> {
 
     #[cold]
     #[inline(never)]
-    fn made(&self) -> Result<NonNull<Node<T, R, M>>, Exhausted> {
+    fn made(&self) -> Result<NonNull<Node<T>>, Exhausted> {
         let shared = self.shared();
         loop {
             if shared.reserve() {
@@ -273,9 +268,9 @@ impl<T: Send, R: Recycle<T>, M: Store> Pool<T, R, M> {
     }
 
     /// Puts an object that is counted already into a node.
-    fn wrap(&self, object: T) -> NonNull<Node<T, R, M>> {
+    fn wrap(&self, object: T) -> NonNull<Node<T>> {
         self.shared().created.fetch_add(1, Ordering::Relaxed);
-        NonNull::from(Box::leak(Box::new(Node { link: Link::new(), shared: self.shared, object })))
+        self.shared().slots.make(object, self.shared.cast())
     }
 
     /// How objects are made and reset.
@@ -320,14 +315,15 @@ impl<T: Send, R: Recycle<T>, M: Store> Pool<T, R, M> {
     /// # Errors
     /// [`KeyError`], and nothing has changed.
     pub fn claim(&self, key: Key) -> Result<OwnedLease<T, R, M>, KeyError> {
-        let link = self.shared().keys.take(key)?;
+        let keys = self.shared().keys.get().ok_or(KeyError::Unknown { index: key.index() })?;
+        let link = keys.take(key)?;
         // SAFETY: only nodes of this pool are put under its keys, and each is claimed once.
         Ok(unsafe { OwnedLease::new(NonNull::new_unchecked(link.cast())) })
     }
 
     /// Makes objects until `objects` exist, and leaves them where any thread can take them. Returns how many exist.
     pub fn warm(&self, objects: usize) -> usize {
-        let mut leases = Vec::new();
+        let mut leases: Vec<Lease<'_, T, R, M>> = Vec::new();
         let shared = self.shared();
         while shared.references.load(Ordering::Relaxed) - 1 < objects.min(shared.max) && shared.reserve() {
             let undo = Reserved(shared);
@@ -466,12 +462,12 @@ impl<T, R: Recycle<T>, M: Store> Drop for Reserved<'_, T, R, M> {
 }
 
 /// Drops an object instead of keeping it if its reset panics.
-struct Doomed<T, R: Recycle<T>, M: Store>(NonNull<Node<T, R, M>>);
+struct Doomed<T, R: Recycle<T>, M: Store>(NonNull<Node<T>>, PhantomData<fn() -> (R, M)>);
 
 impl<T, R: Recycle<T>, M: Store> Drop for Doomed<T, R, M> {
     fn drop(&mut self) {
         // SAFETY: the node is held by whoever made this, and is not used afterwards.
-        drop(unsafe { Shared::discard(self.0) });
+        drop(unsafe { Shared::<T, R, M>::discard(self.0) });
     }
 }
 
@@ -497,19 +493,29 @@ impl<T, R: Recycle<T>, M: Store> Shared<T, R, M> {
         }
     }
 
+    /// What is shared by the pool of a node.
+    ///
+    /// # Safety
+    /// The node is live, and of a pool of these types.
+    #[inline(always)]
+    unsafe fn of(node: NonNull<Node<T>>) -> NonNull<Self> {
+        // SAFETY: the pool told its slots that it is their owner.
+        unsafe { Slots::owner(node) }.cast()
+    }
+
     /// Takes the object out of its node and ends the node.
     ///
     /// # Safety
     /// The node is the caller's, and is not used afterwards.
-    unsafe fn discard(node: NonNull<Node<T, R, M>>) -> T {
-        // SAFETY: nodes are made by boxes, and this one is the caller's.
-        let Node { shared, object, .. } = *unsafe { Box::from_raw(node.as_ptr()) };
-        // SAFETY: the node was a reference.
+    unsafe fn discard(node: NonNull<Node<T>>) -> T {
+        // SAFETY: the node is the caller's, and a reference of what is shared, which is given up last.
         unsafe {
+            let shared = Self::of(node);
+            let object = shared.as_ref().slots.end(node);
             shared.as_ref().discarded.fetch_add(1, Ordering::Relaxed);
             Self::release(shared, 1);
+            object
         }
-        object
     }
 
     fn drop_objects(&self, lists: Vec<List>) {
@@ -526,10 +532,10 @@ impl<T, R: Recycle<T>, M: Store> Shared<T, R, M> {
     /// # Safety
     /// The node is the caller's, and is not used afterwards.
     #[inline]
-    pub(crate) unsafe fn give(node: NonNull<Node<T, R, M>>) {
-        let doomed = Doomed(node);
+    pub(crate) unsafe fn give(node: NonNull<Node<T>>) {
+        let doomed = Doomed::<T, R, M>(node, PhantomData);
         // SAFETY: the node is the caller's; it is a reference of what is shared.
-        let shared = unsafe { node.as_ref().shared };
+        let shared = unsafe { Self::of(node) };
         // SAFETY: as above.
         let this = unsafe { shared.as_ref() };
         // SAFETY: the node is the caller's, and nobody else refers to the object.
@@ -563,7 +569,7 @@ impl<T, R: Recycle<T>, M: Store> Shared<T, R, M> {
     ///
     /// # Safety
     /// As for [`give`](Self::give).
-    pub(crate) unsafe fn detach(node: NonNull<Node<T, R, M>>) -> T {
+    pub(crate) unsafe fn detach(node: NonNull<Node<T>>) -> T {
         // SAFETY: the caller's promise.
         unsafe { Self::discard(node) }
     }
@@ -572,8 +578,10 @@ impl<T, R: Recycle<T>, M: Store> Shared<T, R, M> {
     ///
     /// # Safety
     /// As for [`give`](Self::give).
-    pub(crate) unsafe fn into_key(node: NonNull<Node<T, R, M>>) -> Key {
+    pub(crate) unsafe fn into_key(node: NonNull<Node<T>>) -> Key {
         // SAFETY: the node is a reference of what is shared.
-        unsafe { node.as_ref().shared.as_ref() }.keys.put(node.as_ptr().cast())
+        let shared = unsafe { Self::of(node) };
+        // SAFETY: as above.
+        unsafe { shared.as_ref() }.keys.get_or_init(Box::default).put(node.as_ptr().cast())
     }
 }

@@ -57,7 +57,7 @@ pub struct Private {
 impl Private {
     /// Idle objects.
     pub const fn len(&self) -> u32 {
-        self.loaded.count + self.spare.count
+        self.loaded.len() + self.spare.len()
     }
 
     /// Whether there is no idle object.
@@ -124,7 +124,7 @@ impl Private {
     /// As for [`List::push`].
     #[inline(always)]
     unsafe fn push<F: Fences>(&mut self, link: *mut Link, depot: &Depot<F>) {
-        if self.loaded.count >= self.magazine {
+        if self.loaded.len() >= self.magazine {
             let full = self.loaded.take();
             let older = core::mem::replace(&mut self.spare, full);
             if !older.is_empty() {
@@ -262,6 +262,7 @@ impl<F: Fences> Visit<'_, F> {
         let link = first.pop();
         let own = self.shard.depot();
         let stolen = !core::ptr::eq(own, depot);
+        own.push_all(lists);
         self.private(|private| {
             private.counts.steals += u64::from(stolen);
             if private.loaded.is_empty() {
@@ -270,7 +271,6 @@ impl<F: Fences> Visit<'_, F> {
                 own.push(first);
             }
         });
-        lists.for_each(|list| own.push(list));
         link
     }
 

@@ -19,7 +19,7 @@ use crate::thread;
 use core::fmt::Debug;
 use core::ptr;
 use core::sync::atomic::{AtomicPtr, AtomicU32, AtomicUsize, Ordering};
-use std::sync::{Mutex, MutexGuard, PoisonError};
+use std::sync::{Mutex, MutexGuard, OnceLock, PoisonError};
 
 /// What a pool asks of its store. Sealed: implemented by [`LockFree`] and [`Mutexed`].
 pub trait Store: Debug + Send + Sync + sealed::Sealed + 'static {
@@ -93,10 +93,15 @@ struct Slot {
     random: AtomicU32,
 }
 
+const FIRST: usize = 16;
+
 /// A cache per thread, without locks between them.
 #[derive(Debug)]
 pub struct LockFree {
-    slots: Box<[AtomicPtr<Slot>]>,
+    /// Slots of the first threads, found without another load.
+    first: [AtomicPtr<Slot>; FIRST],
+    /// Those of the others: most pools never need them.
+    others: OnceLock<Box<[AtomicPtr<Slot>]>>,
     /// Slots at or above this are empty.
     used: AtomicUsize,
     common: Depot<Asymmetric>,
@@ -106,9 +111,18 @@ pub struct LockFree {
 }
 
 impl LockFree {
+    /// Where the slot of thread `number` is, or will be.
+    #[inline(always)]
+    fn place(&self, number: usize) -> Option<&AtomicPtr<Slot>> {
+        match self.first.get(number) {
+            Some(place) => Some(place),
+            None => self.others.get()?.get(number - FIRST),
+        }
+    }
+
     #[inline(always)]
     fn mine(&self) -> Option<&Slot> {
-        let slot = self.slots.get(thread::number()?)?.load(Ordering::Acquire);
+        let slot = self.place(thread::number()?)?.load(Ordering::Acquire);
         // SAFETY: slots are made once and live as long as the store.
         unsafe { slot.as_ref() }
     }
@@ -120,14 +134,20 @@ impl LockFree {
 
     /// This thread's slot, made now if it has none; `None` if this thread cannot have one, or the store is closed.
     fn mine_or_made(&self) -> Option<&Slot> {
-        let slot = &self.slots[thread::number()?];
+        let number = thread::number()?;
+        let slot = match self.first.get(number) {
+            Some(slot) => slot,
+            None => {
+                &self.others.get_or_init(|| (FIRST..thread::MOST).map(|_| AtomicPtr::default()).collect())
+                    [number - FIRST]
+            }
+        };
         let mut found = slot.load(Ordering::Acquire);
         if found.is_null() {
             let closed = self.control();
             if *closed {
                 return None;
             }
-            let number = thread::number()?;
             found = Box::into_raw(Box::new(Slot {
                 shard: Shard::new(self.capacity),
                 node: AtomicU32::new(thread::node()),
@@ -142,9 +162,9 @@ impl LockFree {
 
     fn all(&self) -> impl Iterator<Item = (usize, &Slot)> {
         let used = self.used.load(Ordering::Acquire);
-        self.slots[..used].iter().enumerate().filter_map(|(number, slot)| {
+        (0..used).filter_map(|number| {
             // SAFETY: as in `mine`.
-            Some((number, unsafe { slot.load(Ordering::Acquire).as_ref() }?))
+            Some((number, unsafe { self.place(number)?.load(Ordering::Acquire).as_ref() }?))
         })
     }
 
@@ -216,7 +236,7 @@ impl LockFree {
         let mut first = lists.next()?;
         let link = first.pop();
         self.common.push(first);
-        lists.for_each(|list| self.common.push(list));
+        self.common.push_all(lists);
         link
     }
 }
@@ -225,7 +245,8 @@ impl Store for LockFree {
     fn new(capacity: u32) -> Self {
         fences::prepare();
         Self {
-            slots: (0..thread::MOST).map(|_| AtomicPtr::new(ptr::null_mut())).collect(),
+            first: [const { AtomicPtr::new(ptr::null_mut()) }; FIRST],
+            others: OnceLock::new(),
             used: AtomicUsize::new(0),
             common: Depot::new(),
             capacity,
@@ -254,7 +275,7 @@ impl Store for LockFree {
         }
         self.seize_all(&mut held, |_, private, depot| {
             private.drain().into_iter().for_each(|list| self.common.push(list));
-            depot.take().for_each(|list| self.common.push(list));
+            self.common.push_all(depot.take());
         });
         let link = self.take_common();
         self.all().for_each(|(_, slot)| slot.shard.release());
@@ -302,7 +323,7 @@ impl Store for LockFree {
     fn trim(&self, keep: u32) -> Vec<List> {
         let mut held = self.control();
         let (mut kept, mut trimmed) = (0, Vec::new());
-        self.seize_all(&mut held, |_, _, depot| depot.take().for_each(|list| self.common.push(list)));
+        self.seize_all(&mut held, |_, _, depot| self.common.push_all(depot.take()));
         let lists: Vec<List> = self.common.take().collect();
         for list in lists {
             if kept + list.len() <= keep {
@@ -365,7 +386,7 @@ impl Store for LockFree {
 
 impl Drop for LockFree {
     fn drop(&mut self) {
-        for slot in &self.slots {
+        for slot in self.first.iter().chain(self.others.get().into_iter().flatten()) {
             let slot = slot.load(Ordering::Acquire);
             if !slot.is_null() {
                 // SAFETY: the store made the slot, and nobody uses the store any more.
@@ -411,7 +432,7 @@ impl Store for Mutexed {
             Some(_) => shelf.counts.hits += 1,
             None => shelf.counts.misses += 1,
         }
-        shelf.low_water = shelf.low_water.min(shelf.idle.count);
+        shelf.low_water = shelf.low_water.min(shelf.idle.len());
         link
     }
 
@@ -439,7 +460,7 @@ impl Store for Mutexed {
         let mut shelf = self.shelf();
         let mut surplus = List::empty();
         // The capacity is what this store has in place of caches of threads.
-        while shelf.idle.count > shelf.capacity.saturating_add(keep) {
+        while shelf.idle.len() > shelf.capacity.saturating_add(keep) {
             if let Some(link) = shelf.idle.pop() {
                 // SAFETY: the link was in a list that is ours, and is in none now.
                 unsafe { surplus.push(link) };
@@ -450,7 +471,7 @@ impl Store for Mutexed {
 
     fn inspect(&self, resize: &mut dyn FnMut(Look) -> u32) -> u64 {
         let mut shelf = self.shelf();
-        let (idle, low_water) = (shelf.idle.count, shelf.low_water.min(shelf.idle.count));
+        let (idle, low_water) = (shelf.idle.len(), shelf.low_water.min(shelf.idle.len()));
         let look = Look { cache: 0, idle, low_water, capacity: shelf.capacity, counts: shelf.counts };
         shelf.low_water = idle;
         shelf.capacity = resize(look);

@@ -183,6 +183,46 @@ fn stealing<F: Fences>(iterations: &'static AtomicU64) {
     });
 }
 
+/// One thread leaves two lists, another passes both on as one, and a third takes them there.
+fn passing_on<F: Fences>(iterations: &'static AtomicU64) {
+    explore(iterations, 2, || {
+        let (source, passed) = (Arc::new(Depot::<Sound>::new()), Arc::new(Depot::<F>::new()));
+        let leaving = {
+            let (source, links) = (source.clone(), [object(), object()].map(Ptr));
+            thread::spawn(move || {
+                for Ptr(link) in links {
+                    touch(link);
+                    source.push(one(link));
+                }
+            })
+        };
+        let passing = {
+            let (source, passed) = (source.clone(), passed.clone());
+            thread::spawn(move || passed.push_all(source.take()))
+        };
+        let taking = {
+            let passed = passed.clone();
+            thread::spawn(move || {
+                let mut got = Vec::new();
+                for mut list in passed.take() {
+                    assert_eq!(list.len(), 1);
+                    got.extend(std::iter::from_fn(|| list.pop()).map(Ptr));
+                }
+                got.iter().for_each(|got| touch(got.0));
+                got
+            })
+        };
+        leaving.join().unwrap();
+        passing.join().unwrap();
+        let mut got = taking.join().unwrap();
+        for mut list in source.take().chain(passed.take()) {
+            got.extend(std::iter::from_fn(|| list.pop()).map(Ptr));
+        }
+        assert_eq!(got.len(), 2);
+        got.into_iter().for_each(|Ptr(link)| free(link));
+    });
+}
+
 /// The owner takes and gives while another thread seizes its lists and takes what is there.
 fn seizure<F: Fences>(iterations: &'static AtomicU64) {
     explore(iterations, 3, || {
@@ -360,6 +400,9 @@ models! {
     ];
     model_stealing: stealing, threads 3, faults [
         fault_stealing_unacquired: Unacquired, fault_stealing_unpublished: Unpublished
+    ];
+    model_passing_on: passing_on, threads 3, faults [
+        fault_passing_on_unacquired: Unacquired, fault_passing_on_unpublished: Unpublished
     ];
     model_seizure: seizure, threads 2, faults [
         fault_seizure_without_the_owners_fence: NoLight, fault_seizure_without_the_seizers_fence: NoHeavy
