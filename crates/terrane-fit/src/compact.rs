@@ -254,6 +254,7 @@ impl<P: Policy> Movable<P> {
         budget: Budget,
         mut mover: impl FnMut(Move) -> Result<(), E>,
     ) -> Result<Compaction, CompactError<E>> {
+        self.engine.merge_waiting();
         let mut done = Compaction::default();
         let mut next = self.by_offset.first_key_value().map(|(&offset, &slot)| (offset, slot));
         while let Some((offset, slot)) = next {

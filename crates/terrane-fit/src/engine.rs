@@ -7,15 +7,21 @@
 //! Vacating finds the live record by its offset in a table, merges it with the holes around it, and tells the policy.
 //! Where one neighbour is a hole, that hole keeps its record and only changes its length, which many policies can do in
 //! place; the cost of a pair is then two changes of a length.
+//!
+//! A policy may let vacated spans wait, unmerged, for a request of the same length. What shows from outside is as if all had
+//! merged: a request fails only after everything that waits has, and a survey joins it with the holes around it.
 
 use crate::fixed::Fixed;
 use crate::misuse::{Checked, misuse};
 use crate::node::Node;
 use crate::spans::Spans;
-use crate::survey::{Plot, Survey};
+use crate::survey::{Plot, Survey, Use};
 use allocator_api2::alloc::{Allocator, Global};
 use core::mem::MaybeUninit;
 use terrane_core::{PlaceError, Placement, PlacementError, Span};
+
+/// Waiting spans merged at a time, at most, where nothing calls for all of them.
+const STEP: u32 = 8;
 
 /// How an engine orders its holes, and which one it takes: the part in which the engines differ.
 ///
@@ -40,6 +46,39 @@ pub trait Policy: Sized {
     fn find(&mut self, nodes: &[Node<Self::Extra>], len: u64, align: u64) -> Option<(u32, u64)>;
     /// Length of the largest hole.
     fn largest(&self, nodes: &[Node<Self::Extra>]) -> u64;
+
+    /// Whether the policy rounds lengths up and lets vacated spans wait; the methods below are called only then.
+    const WAITS: bool = false;
+    /// The length to place for a request of `len` units, which is not zero, and the record of a span of that length, at a
+    /// multiple of `align`, that need not wait any longer.
+    #[inline]
+    fn recall(&mut self, _nodes: &[Node<Self::Extra>], len: u64, _align: u64) -> (u64, Option<u32>) {
+        (len, None)
+    }
+    /// Whether the vacated span of `node`, of `len` units, waits from now on.
+    #[inline]
+    fn keep(&mut self, _node: u32, _len: u64) -> bool {
+        false
+    }
+    /// Number and length of the spans that wait.
+    #[inline]
+    fn kept(&self) -> (u32, u64) {
+        (0, 0)
+    }
+    /// Shows every record that waits to `see`.
+    fn each_kept(&self, _see: &mut dyn FnMut(u32)) {}
+    /// Gives up a record that waits: one that has waited too long, or with `all` any of them.
+    fn release(&mut self, _nodes: &[Node<Self::Extra>], _all: bool) -> Option<u32> {
+        None
+    }
+    /// Called after each request that no waiting span has answered and each span that does not wait; whether it is time to
+    /// [`observe`](Self::observe) and [`release`](Self::release).
+    #[inline]
+    fn tick(&mut self) -> bool {
+        false
+    }
+    /// Looks at what has become of the space: `holes` of `total` units are in holes.
+    fn observe(&mut self, _holes: u64, _total: u64) {}
 }
 
 /// A placement engine: records of spans and holes, and a policy that picks a hole. See [`Tlsf`](crate::Tlsf),
@@ -122,13 +161,17 @@ impl<P: Policy, A: Allocator> Engine<P, A> {
     }
 
     /// Number of live spans.
-    pub const fn live(&self) -> usize {
-        self.spans.live() as usize
+    pub fn live(&self) -> usize {
+        (self.spans.live() - self.policy.kept().0) as usize
     }
 
     /// Length of all spaces that were added and not removed.
     pub const fn capacity(&self) -> u64 {
         self.spans.total()
+    }
+
+    pub(crate) const fn policy(&self) -> &P {
+        &self.policy
     }
 
     fn check(&self, span: Span) -> Result<(), PlacementError> {
@@ -219,14 +262,75 @@ impl<P: Policy, A: Allocator> Engine<P, A> {
             Some(sum) if len != 0 => sum & !(self.granule - 1),
             _ => return Err(PlaceError::BadLength { requested: len }),
         };
+        let align = align.max(self.granule);
+        if !P::WAITS {
+            self.spans.reserve(2).map_err(|_| PlaceError::NoMetadata)?;
+            let found = self.policy.find(self.spans.nodes_ref(), rounded, align);
+            return found
+                .map(|found| self.occupy(found, rounded, rounded - len))
+                .ok_or_else(|| self.no_room(len));
+        }
+        let (ample, waited) = self.policy.recall(self.spans.nodes_ref(), rounded, align);
+        if let Some(node) = waited {
+            self.spans.revive(node, ample - len);
+            return Ok(node);
+        }
+        self.place_anew(len, rounded, ample, align)
+    }
+
+    /// Cuts `len` units out of what the policy has found, as a live record. Only after reserving two records.
+    #[inline(always)]
+    fn occupy(&mut self, (hole, offset): (u32, u64), len: u64, slack: u64) -> u32 {
+        let node = self.carve(hole, Span::new(offset, len));
+        self.spans.make_live(node, slack);
+        node
+    }
+
+    /// Places `len` units, which are `rounded` up to the granule and `ample` by the policy, when none that waits will do.
+    fn place_anew(&mut self, len: u64, rounded: u64, ample: u64, align: u64) -> Result<u32, PlaceError> {
         self.spans.reserve(2).map_err(|_| PlaceError::NoMetadata)?;
-        let Some((hole, offset)) = self.policy.find(self.spans.nodes_ref(), rounded, align.max(self.granule))
-        else {
-            return Err(self.no_room(len));
+        let placed = match self.policy.find(self.spans.nodes_ref(), ample, align) {
+            Some(found) => Ok(self.occupy(found, ample, ample - len)),
+            None => self.squeeze_in(len, rounded, align),
         };
-        let node = self.carve(hole, Span::new(offset, rounded));
-        self.spans.make_live(node, rounded - len);
-        Ok(node)
+        self.tend();
+        placed
+    }
+
+    /// The last resort: everything that waits is merged, and the length is the one asked for.
+    #[cold]
+    fn squeeze_in(&mut self, len: u64, rounded: u64, align: u64) -> Result<u32, PlaceError> {
+        self.merge_waiting();
+        match self.policy.find(self.spans.nodes_ref(), rounded, align) {
+            Some(found) => Ok(self.occupy(found, rounded, rounded - len)),
+            None => Err(self.no_room(len)),
+        }
+    }
+
+    /// From time to time, lets the policy look at what has become of the space, and merges what has waited too long.
+    #[inline(always)]
+    fn tend(&mut self) {
+        if self.policy.tick() {
+            self.tend_now();
+        }
+    }
+
+    #[inline(never)]
+    fn tend_now(&mut self) {
+        self.policy.observe(self.spans.free, self.spans.total());
+        for _ in 0..STEP {
+            let Some(node) = self.policy.release(self.spans.nodes_ref(), false) else { break };
+            self.spans.end_wait(node);
+            self.settle(node);
+        }
+    }
+
+    /// Merges everything that waits.
+    pub(crate) fn merge_waiting(&mut self) {
+        while let Some(node) = self.policy.release(self.spans.nodes_ref(), true) {
+            self.spans.end_wait(node);
+            self.settle(node);
+        }
     }
 
     /// [`Placement::vacate`] that checks: the one difference is that a wrong span is an error, in every build.
@@ -235,8 +339,16 @@ impl<P: Policy, A: Allocator> Engine<P, A> {
     /// [`PlacementError::NotPlaced`] if `span` is not a live one; nothing has changed then.
     #[inline]
     pub fn try_vacate(&mut self, span: Span) -> Result<(), PlacementError> {
-        let Some(node) = self.spans.make_hole(span) else { return Err(PlacementError::NotPlaced { span }) };
+        let Some(found) = self.spans.seek(span) else { return Err(PlacementError::NotPlaced { span }) };
+        if P::WAITS && self.policy.keep(found.node, span.len) {
+            self.spans.wait(found.node);
+            return Ok(());
+        }
+        let node = self.spans.make_found_hole(found);
         self.settle(node);
+        if P::WAITS {
+            self.tend();
+        }
         Ok(())
     }
 
@@ -254,7 +366,13 @@ impl<P: Policy, A: Allocator> Engine<P, A> {
         let Some(node) = self.spans.find_live(span) else {
             return Err(PlaceError::BadLength { requested: len });
         };
-        let next = self.spans[node].next;
+        let mut next = self.spans[node].next;
+        let ample = self.spans[next].is_hole() && self.spans[next].len >= rounded.saturating_sub(span.len);
+        if P::WAITS && rounded > span.len && !ample {
+            // The span above may wait, or the one above the hole that is there.
+            self.merge_waiting();
+            next = self.spans[node].next;
+        }
         let room = if self.spans[next].is_hole() { self.spans[next].len } else { 0 };
         if rounded > span.len && rounded - span.len > room {
             return Err(self.no_room(len));
@@ -315,6 +433,7 @@ impl<P: Policy, A: Allocator> Placement for Engine<P, A> {
 
     fn remove(&mut self, space: Span) -> Result<(), PlacementError> {
         self.check(space)?;
+        self.merge_waiting();
         let hole = self.spans.hole_around(space)?;
         self.spans.reserve(3)?;
         let node = self.carve(hole, space);
@@ -336,11 +455,34 @@ impl<P: Policy, A: Allocator> Placement for Engine<P, A> {
     }
 
     fn free_bytes(&self) -> u64 {
-        self.spans.free
+        self.spans.free + self.policy.kept().1
     }
 
     fn largest_free(&self) -> u64 {
-        self.policy.largest(self.spans.nodes_ref())
+        let mut largest = self.policy.largest(self.spans.nodes_ref());
+        self.policy.each_kept(&mut |node| largest = largest.max(self.run_of(node)));
+        largest
+    }
+}
+
+impl<P: Policy, A: Allocator> Engine<P, A> {
+    /// Length of the run of free records that `node`, which waits, is in; zero if it is not the first in it that waits.
+    fn run_of(&self, node: u32) -> u64 {
+        // No two holes are neighbours, so what is free two records below waits.
+        let mut first = node;
+        let mut below = self.spans[node].prev;
+        if self.spans[below].is_hole() {
+            (first, below) = (below, self.spans[below].prev);
+        }
+        if self.spans[below].is_waiting() {
+            return 0;
+        }
+        let mut len = 0;
+        while self.spans[first].is_free() {
+            len += self.spans[first].len;
+            first = self.spans[first].next;
+        }
+        len
     }
 }
 
@@ -357,6 +499,18 @@ impl<P: Policy, A: Allocator> Checked for Engine<P, A> {
 
 impl<P: Policy, A: Allocator> Survey for Engine<P, A> {
     fn survey(&self, see: &mut dyn FnMut(Plot)) {
-        self.spans.walk(&mut |_, node| see(Plot::of(node)));
+        // Neighbours that are both free, of which one waits, are shown as the hole that they will be.
+        let mut run: Option<Plot> = None;
+        self.spans.walk(&mut |_, node| {
+            let plot = Plot::of(node);
+            match &mut run {
+                Some(run) if plot.used == Use::Hole => run.span.len += plot.span.len,
+                _ => {
+                    run.take().into_iter().for_each(&mut *see);
+                    if plot.used == Use::Hole { run = Some(plot) } else { see(plot) }
+                }
+            }
+        });
+        run.into_iter().for_each(see);
     }
 }

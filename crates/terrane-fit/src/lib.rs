@@ -13,7 +13,7 @@
 //!               or a fixed buffer)            BestFit   tree by length and address        O(log n)
 //!                                             FirstFit  tree by address, longest below    O(log n)
 //!                                             NextFit   the same, going round             O(log n)
-//!                             Adaptive  as Tlsf; short spans at the other end     O(1)
+//!                             Adaptive  as Tlsf, or rounded, merged or kept       O(1)
 //!            Buddy: powers of two                                                         O(log space)
 //! ```
 //!
@@ -59,7 +59,7 @@
 //! * Live spans do not overlap, lie in the space, at the alignment asked for. `place` fails only if no hole has room (the
 //!   buddy system: no block).
 //! * `vacate` takes no memory and does not fail. It merges at once: no two holes are neighbours (buddy system: no two
-//!   buddies). [`Deferred`] puts that off.
+//!   buddies). [`Deferred`] puts that off; [`Adaptive`] may too, but not so that it shows.
 //! * A span that is not live is found out, by `try_vacate` as an error, by `vacate` with an abort in debug builds; in release
 //!   builds it is ignored. It never damages the engine.
 //! * Memory for metadata is taken in `add`, `remove`, `place` and `reserve` only, 32 bytes (trees: 40 or 48) for each span,
@@ -95,9 +95,11 @@ mod survey;
 mod tlsf;
 pub mod trace;
 mod tree;
+mod waiting;
+mod watch;
 mod workload;
 
-pub use adaptive::{Adaptive, Choosing};
+pub use adaptive::{Adaptive, Choosing, Standing};
 pub use best_fit::{BestFit, ByLength};
 pub use buddy::Buddy;
 pub use compact::{Budget, CompactError, CompactingHeap, Compaction, Handle, Movable, Move, StaleHandle};
@@ -109,4 +111,5 @@ pub use misuse::Checked;
 pub use survey::{HoleClass, Metrics, Plot, Survey, Use};
 pub use terrane_core::{PlaceError, Placement, PlacementError, Span};
 pub use tlsf::{Bins, Tlsf};
+pub use watch::Rounding;
 pub use workload::Workload;

@@ -5,18 +5,21 @@
 //! | kind  | `offset`, `len`   | `prev`, `next`        | `link`                | low 30 bits of `state`        |
 //! |-------|-------------------|-----------------------|-----------------------|-------------------------------|
 //! | hole  | of the hole       | neighbours by address | first link of its index | second link of its index    |
-//! | live  | of the span       | neighbours by address | next in its bucket    | units lost to rounding, at most [`SLACK_MAX`] |
+//! | live  | of the span       | neighbours by address | next in its bucket    | units lost to rounding, at most [`SLACK_MAX`]; all ones: it waits |
 //! | space | of the space      | last, first record in it | next space by address | zero                       |
 //! | spare | meaningless       | meaningless           | next spare record     | zero                          |
 //!
-//! The kind of a hole is zero, so an index may use `state` of a hole as a plain link.
+//! The kind of a hole is zero, so an index may use `state` of a hole as a plain link. A record that waits was vacated but not
+//! merged: to its neighbours it is live, to everybody outside it is free.
 
 use terrane_core::Span;
 
 /// No record. Also the number of records that can exist, less one.
 pub(crate) const NIL: u32 = (1 << KIND_SHIFT) - 1;
 /// The most rounding that a live record remembers; above it the internal waste is understated.
-pub(crate) const SLACK_MAX: u64 = NIL as u64;
+pub(crate) const SLACK_MAX: u64 = NIL as u64 - 1;
+/// The state of a record that waits.
+const WAITING: u32 = 1 << KIND_SHIFT | NIL;
 const KIND_SHIFT: u32 = 30;
 
 /// What a record stands for.
@@ -58,6 +61,18 @@ impl<X> Node<X> {
         self.state >> KIND_SHIFT == 0
     }
 
+    /// Whether the record is of a vacated span that has not been merged yet.
+    #[inline(always)]
+    pub(crate) const fn is_waiting(&self) -> bool {
+        self.state == WAITING
+    }
+
+    /// Whether nobody uses the span: a hole, or one that waits.
+    #[inline(always)]
+    pub(crate) const fn is_free(&self) -> bool {
+        self.is_hole() || self.is_waiting()
+    }
+
     #[inline(always)]
     pub(crate) const fn span(&self) -> Span {
         Span::new(self.offset, self.len)
@@ -77,6 +92,11 @@ impl<X> Node<X> {
     #[inline(always)]
     pub(crate) fn become_live(&mut self, slack: u64) {
         self.state = 1 << KIND_SHIFT | slack.min(SLACK_MAX) as u32;
+    }
+
+    #[inline(always)]
+    pub(crate) fn become_waiting(&mut self) {
+        self.state = WAITING;
     }
 
     pub(crate) fn become_space(&mut self) {

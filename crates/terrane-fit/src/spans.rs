@@ -4,7 +4,7 @@
 //! * The records of one space form a ring in order of address, through the space's own record; they tile the space.
 //! * Spaces are disjoint, do not touch, and are linked in order of address from `spaces`.
 //! * A live record is in exactly one bucket, the one of its offset; no other record is in a bucket.
-//! * `free` is the sum over holes, `live` counts live records.
+//! * `free` is the sum over holes, `live` counts live records, those that wait among them.
 //! * Every record is in a ring, or spare.
 //!
 //! Protocol: what may need records calls [`Spans::reserve`] first, and has changed nothing when that fails. Afterwards
@@ -20,6 +20,13 @@ use terrane_core::{PlacementError, Span};
 
 /// Multiplier of Fibonacci hashing (Knuth, The Art of Computer Programming, vol. 3): 2⁶⁴ over the golden ratio.
 const GOLDEN: u64 = 0x9E37_79B9_7F4A_7C15;
+
+/// A live record, its bucket, and the record before it there.
+pub(crate) struct Found {
+    bucket: usize,
+    before: u32,
+    pub(crate) node: u32,
+}
 
 pub(crate) struct Spans<X, A: Allocator> {
     nodes: Vec<Node<X>, A>,
@@ -268,13 +275,21 @@ impl<X: Default + Copy, A: Allocator> Spans<X, A> {
 
     /// The live record of exactly `span`.
     pub(crate) fn find_live(&self, span: Span) -> Option<u32> {
-        let mut node = *self.buckets.get(self.bucket(span.offset))?;
+        self.seek(span).map(|found| found.node)
+    }
+
+    /// Where the live record of exactly `span` is in its bucket.
+    #[inline(always)]
+    pub(crate) fn seek(&self, span: Span) -> Option<Found> {
+        let bucket = self.bucket(span.offset);
+        let (mut before, mut node) = (NIL, *self.buckets.get(bucket)?);
         while node != NIL {
             let record = &self[node];
             if record.offset == span.offset {
-                return (record.len == span.len).then_some(node);
+                let right = record.len == span.len && !record.is_waiting();
+                return right.then_some(Found { bucket, before, node });
             }
-            node = record.link;
+            (before, node) = (node, record.link);
         }
         None
     }
@@ -282,19 +297,20 @@ impl<X: Default + Copy, A: Allocator> Spans<X, A> {
     /// Finds the live record of exactly `span`, takes it out of its bucket and makes it a hole in no index.
     #[inline(always)]
     pub(crate) fn make_hole(&mut self, span: Span) -> Option<u32> {
-        let bucket = self.bucket(span.offset);
-        let first = *self.buckets.get(bucket)?;
-        let (mut before, mut node) = (NIL, first);
-        while node != NIL {
-            let record = &self[node];
-            if record.offset == span.offset {
-                break;
-            }
-            (before, node) = (node, record.link);
-        }
-        if node == NIL || self[node].len != span.len {
-            return None;
-        }
+        let found = self.seek(span)?;
+        Some(self.make_found_hole(found))
+    }
+
+    /// Takes a live record out of its bucket and makes it a hole in no index.
+    #[inline(always)]
+    pub(crate) fn make_found_hole(&mut self, found: Found) -> u32 {
+        self.free += self[found.node].len;
+        self.live -= 1;
+        self.unbucket(found)
+    }
+
+    #[inline(always)]
+    fn unbucket(&mut self, Found { bucket, before, node }: Found) -> u32 {
         let record = &mut self[node];
         let link = record.link;
         record.become_hole();
@@ -303,9 +319,29 @@ impl<X: Default + Copy, A: Allocator> Spans<X, A> {
         } else {
             self[before].link = link;
         }
-        self.free += span.len;
-        self.live -= 1;
-        Some(node)
+        node
+    }
+
+    /// A live record waits from now on; it stays in its bucket.
+    #[inline(always)]
+    pub(crate) fn wait(&mut self, node: u32) {
+        self[node].become_waiting();
+    }
+
+    /// A record that waits is live again.
+    #[inline(always)]
+    pub(crate) fn revive(&mut self, node: u32, slack: u64) {
+        self[node].become_live(slack);
+    }
+
+    /// A record that waits becomes a hole in no index.
+    pub(crate) fn end_wait(&mut self, node: u32) {
+        let bucket = self.bucket(self[node].offset);
+        let (mut before, mut at) = (NIL, self.buckets[bucket]);
+        while at != node {
+            (before, at) = (at, self[at].link);
+        }
+        self.make_found_hole(Found { bucket, before, node });
     }
 
     /// Makes a ring for `space` with one hole in no index, joined with the spaces that it touches. Only after

@@ -35,6 +35,7 @@ impl Plot {
     pub(crate) fn of<X>(node: &Node<X>) -> Self {
         let used = match node.kind() {
             Kind::Space => Use::Space,
+            Kind::Live if node.is_waiting() => Use::Hole,
             Kind::Live => Use::Live { slack: node.slack() },
             // A walk never shows a spare record.
             Kind::Hole | Kind::Spare => Use::Hole,

@@ -76,6 +76,15 @@ impl Bins {
         Some(first * SECONDS + self.seconds[first].trailing_zeros() as usize)
     }
 
+    /// Whether there is a hole in the bins from that of `from` up to, not including, that of `to`, which are lengths of one
+    /// power of two.
+    #[inline(always)]
+    pub(crate) fn any_between(&self, from: u64, to: u64) -> bool {
+        let (low, high) = (self.bin(from), self.bin(to));
+        let below = |bin: usize| (1u32 << (bin % SECONDS)) - 1;
+        self.seconds[high / SECONDS] & below(high) & !below(low) != 0
+    }
+
     #[inline(always)]
     fn link(&mut self, nodes: &mut [Node<()>], hole: u32, bin: usize) {
         let head = core::mem::replace(&mut self.heads[bin], hole);

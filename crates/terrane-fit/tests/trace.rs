@@ -1,7 +1,7 @@
 //! The trace format, the generators, and what they say about the engines.
 
 use terrane_fit::trace::{Request, Trace, TraceError};
-use terrane_fit::{Adaptive, BestFit, FirstFit, NextFit, Placement, Span, Tlsf, Workload};
+use terrane_fit::{Adaptive, BestFit, Buddy, FirstFit, NextFit, Placement, Span, Tlsf, Workload};
 
 #[test]
 fn a_trace_reads_back_as_it_was_written() {
@@ -80,26 +80,26 @@ fn the_least_space_serves_and_a_little_less_does_not() {
     assert_ne!(failed(trace.peak_live() - 16), 0);
 }
 
-/// The claim of the adaptive engine, in space: on every trace near the best of the engines that merge freely, and on the
-/// mixed one before each of them.
+/// The claim of the adaptive engine, in space: on every trace near the best of all others, and on the mixed one before each
+/// of them.
 #[test]
 fn the_adaptive_engine_takes_little_more_space_than_the_best_and_less_on_the_mixed_trace() {
-    for workload in Workload::ALL {
-        let trace = workload.trace(1000, 1);
+    for (workload, seed) in Workload::ALL.into_iter().flat_map(|workload| [(workload, 1), (workload, 2)]) {
+        let trace = workload.trace(2000, seed);
         let least = |space: Option<u64>| space.unwrap_or(u64::MAX) as f64 / trace.peak_live() as f64;
-        let adaptive = least(trace.least_space(1000, Adaptive::new));
+        let adaptive = least(trace.least_space(500, Adaptive::new));
         let singles = [
-            least(trace.least_space(1000, Tlsf::new)),
-            least(trace.least_space(1000, BestFit::new)),
-            least(trace.least_space(1000, FirstFit::new)),
-            least(trace.least_space(1000, NextFit::new)),
+            least(trace.least_space(500, Tlsf::new)),
+            least(trace.least_space(500, BestFit::new)),
+            least(trace.least_space(500, FirstFit::new)),
+            least(trace.least_space(500, NextFit::new)),
+            least(trace.least_space(500, Buddy::new)),
         ];
-        // The buddy system, which rounds, loses on all of them but the comb.
         let best = singles.iter().copied().fold(f64::INFINITY, f64::min);
         let name = workload.name();
-        assert!(adaptive <= best * 1.05, "{name}: {adaptive:.3} against {singles:.3?}");
+        assert!(adaptive <= best * 1.05, "{name}, seed {seed}: {adaptive:.3} against {singles:.3?}");
         if workload == Workload::Mixed {
-            assert!(adaptive < best * 0.97, "{name}: {adaptive:.3} against {singles:.3?}");
+            assert!(adaptive < best * 0.95, "{name}, seed {seed}: {adaptive:.3} against {singles:.3?}");
         }
     }
 }
