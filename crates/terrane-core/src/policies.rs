@@ -5,14 +5,14 @@
 //! nothing, and leave caches numbered `N` or above as they are.
 //!
 //! Every policy has hysteresis (what makes a cache grow and what makes it shrink lie apart), a hold-off after each growth, and
-//! moves that are bounded per tick. An idle cache is halved every few ticks, down to a floor.
+//! moves that are bounded per tick. An idle cache is halved every few ticks, down to a floor. ([`Fixed`] does none of that.)
 //!
 //! | policy | a cache grows | a cache shrinks |
 //! |---|---|---|
 //! | [`Fixed`] | never | never |
 //! | [`HitRate`] | its hit rate is below the target although it overflows | a quarter of it was not needed for some ticks |
 //! | [`LowWater`] | it overflows about as often as it misses | by half of what was never needed |
-//! | [`MarginalGain`] | it gains most from what another loses least by | it is that other |
+//! | [`MarginalGain`] | it gains from what idle caches gave back, or more than another loses | it is that other |
 
 use crate::sizing::{Move, Sample, Sizing};
 
@@ -197,61 +197,133 @@ impl<const N: usize> Sizing for LowWater<N> {
     }
 }
 
-/// One step of bytes at a time goes from the cache that loses least by it to the one that gains most; the sum never grows.
+/// Sums of one cache over a window of ticks.
+#[derive(Clone, Copy, Debug, Default)]
+struct Sums {
+    hits: u64,
+    misses: u64,
+    overflows: u64,
+}
+
+impl Sums {
+    const NONE: Self = Self { hits: 0, misses: 0, overflows: 0 };
+
+    fn add(&mut self, sample: &Sample) {
+        self.hits = self.hits.saturating_add(sample.hits);
+        self.misses = self.misses.saturating_add(sample.misses);
+        self.overflows = self.overflows.saturating_add(sample.overflows);
+    }
+
+    /// Hits that `step` objects less would cost: those that were never needed cost none.
+    fn loss(&self, sample: &Sample, low_water: u32, step: u32) -> u64 {
+        let needed = u128::from(step.saturating_sub(low_water));
+        (u128::from(self.hits) * needed / u128::from(sample.capacity.max(1))) as u64
+    }
+
+    /// Hits that `step` objects more would bring.
+    fn gain(&self, sample: &Sample, step: u32) -> u64 {
+        if self.overflows == 0 {
+            return 0;
+        }
+        // As many as the objects in the cache bring now, each; but no more than miss.
+        let each = self.hits.max(1).div_ceil(u64::from(sample.capacity.max(1)));
+        self.misses.min(each.saturating_mul(u64::from(step)))
+    }
+}
+
+/// One step of bytes at a time goes from the cache that loses least by it to the one that gains most.
+///
+/// The sum of all caches and of the [reserve](Self::reserve) never changes, unless the budget cuts it. The reserve is what idle
+/// caches gave back; whoever would gain by it has it before others lose anything. Gains and losses are summed over a window of
+/// ticks, after which one step is moved at most, so a load that changes within a window moves nothing back and forth.
 /// (After the slab rebalancing of CacheLib, Berg et al., OSDI 2020.)
 #[derive(Clone, Debug)]
-pub struct MarginalGain {
+pub struct MarginalGain<const N: usize = 256> {
     step_bytes: u64,
-    hold_off: u8,
+    floor: u32,
+    reserve: u64,
+    ticks: u64,
+    sums: [Sums; N],
+    /// Fewest objects in the window.
+    low_water: [u32; N],
+    memory: [Memory; N],
 }
 
 /// Hits per tick that a move must promise.
 const LEAST_GAIN: u64 = 100;
-/// Ticks after a move in which nothing moves.
-const MOVE_HOLD_OFF: u8 = 10;
+/// Ticks in a window.
+const WINDOW: u64 = 12;
 
-impl MarginalGain {
-    /// Moves `step_bytes` at a time.
-    pub const fn new(step_bytes: u64) -> Self {
-        Self { step_bytes, hold_off: 0 }
+impl<const N: usize> MarginalGain<N> {
+    /// Moves `step_bytes` at a time; no cache shrinks below `floor` objects.
+    pub const fn new(step_bytes: u64, floor: u32) -> Self {
+        const FRESH: Memory = Memory { hold_off: 0, idle: 0, ample: 0 };
+        Self {
+            step_bytes,
+            floor,
+            reserve: 0,
+            ticks: 0,
+            sums: [Sums::NONE; N],
+            low_water: [u32::MAX; N],
+            memory: [FRESH; N],
+        }
+    }
+
+    /// Bytes that idle caches gave back, and no cache has had since.
+    pub const fn reserve(&self) -> u64 {
+        self.reserve
     }
 
     fn step(&self, sample: &Sample) -> u32 {
         (self.step_bytes / u64::from(sample.object_bytes.max(1))).clamp(1, 1 << 30) as u32
     }
 
-    /// Hits that a step less would cost: those below the low-water mark cost none.
-    fn loss(&self, sample: &Sample) -> u64 {
-        let needed = self.step(sample).saturating_sub(sample.low_water);
-        sample.hits * u64::from(needed) / u64::from(sample.capacity.max(1))
+    /// Halves idle caches, and gives caches that would gain by it what lies in the reserve: as much as they have, at most.
+    fn from_reserve(&mut self, samples: &[Sample], grants: &mut Grants<'_>) {
+        let mut reserve = self.reserve;
+        for sample in samples {
+            let step = self.step(sample);
+            let Some(memory) = self.memory.get_mut(sample.cache as usize) else { continue };
+            let left = grants.left;
+            if !memory.idle(sample, self.floor, grants) {
+                let mut now = Sums::NONE;
+                now.add(sample);
+                if now.gain(sample, step) < LEAST_GAIN {
+                    continue;
+                }
+                if memory.hold_off > 0 {
+                    memory.hold_off -= 1;
+                } else if reserve > 0 {
+                    let room = (reserve / u64::from(sample.object_bytes.max(1))).min(1 << 30) as u32;
+                    let wanted = sample.capacity.max(step).min(room);
+                    if grants.set(sample, sample.capacity.saturating_add(wanted)) {
+                        memory.hold_off = HOLD_OFF;
+                    }
+                }
+            }
+            reserve = reserve + grants.left - left;
+            if grants.left != left {
+                // What was seen before does not count for another size.
+                self.sums[sample.cache as usize] = Sums::NONE;
+            }
+        }
     }
 
-    /// Hits that a step more would bring.
-    fn gain(&self, sample: &Sample) -> u64 {
-        if sample.overflows == 0 {
-            return 0;
-        }
-        // As many as the objects in the cache bring now, each; but no more than miss.
-        let each = sample.hits.max(1).div_ceil(u64::from(sample.capacity.max(1)));
-        sample.misses.min(each * u64::from(self.step(sample)))
-    }
-}
-
-impl Sizing for MarginalGain {
-    fn decide(&mut self, samples: &[Sample], budget: u64, apply: &mut dyn FnMut(Move)) {
-        let Some(mut grants) = Grants::open(samples, budget, apply) else { return };
-        if self.hold_off > 0 {
-            self.hold_off -= 1;
-            return;
-        }
-        let Some(receiver) = samples.iter().max_by_key(|sample| self.gain(sample)) else { return };
-        let donor = samples
-            .iter()
-            .filter(|sample| sample.cache != receiver.cache && sample.capacity > self.step(sample))
-            .min_by_key(|sample| self.loss(sample));
+    /// Moves one step, if that brings more than it costs.
+    fn rebalance(&self, samples: &[Sample], grants: &mut Grants<'_>) {
+        let known = || samples.iter().filter(|sample| (sample.cache as usize) < N);
+        let gain = |sample: &Sample| self.sums[sample.cache as usize].gain(sample, self.step(sample));
+        let loss = |sample: &Sample| {
+            let cache = sample.cache as usize;
+            self.sums[cache].loss(sample, self.low_water[cache], self.step(sample))
+        };
+        let Some(receiver) = known().max_by_key(|sample| gain(sample)) else { return };
+        let donor = known()
+            .filter(|sample| sample.cache != receiver.cache)
+            .filter(|sample| sample.capacity >= self.step(sample).saturating_add(self.floor))
+            .min_by_key(|sample| loss(sample));
         let Some(donor) = donor else { return };
-        let (gain, loss) = (self.gain(receiver), self.loss(donor));
-        if gain < loss + LEAST_GAIN.max(loss / 10) {
+        if gain(receiver) < loss(donor) + (LEAST_GAIN * WINDOW).max(loss(donor) / 4) {
             return;
         }
         let gives = self.step(donor);
@@ -260,7 +332,33 @@ impl Sizing for MarginalGain {
         if takes > 0 {
             grants.set(donor, donor.capacity - gives);
             grants.set(receiver, receiver.capacity + takes);
-            self.hold_off = MOVE_HOLD_OFF;
         }
+    }
+}
+
+impl<const N: usize> Sizing for MarginalGain<N> {
+    fn decide(&mut self, samples: &[Sample], budget: u64, apply: &mut dyn FnMut(Move)) {
+        let Some(mut grants) = Grants::open(samples, budget, apply) else { return };
+        self.reserve = self.reserve.min(grants.left);
+        let left = grants.left;
+        for sample in samples {
+            if let Some(sums) = self.sums.get_mut(sample.cache as usize) {
+                sums.add(sample);
+                let low_water = &mut self.low_water[sample.cache as usize];
+                *low_water = sample.low_water.min(*low_water);
+            }
+        }
+        self.from_reserve(samples, &mut grants);
+        self.ticks += 1;
+        if self.ticks.is_multiple_of(WINDOW) {
+            // A cache has one size at a time: what moved now is looked at again after the next window.
+            if grants.left == left {
+                self.rebalance(samples, &mut grants);
+            }
+            self.sums = [Sums::NONE; N];
+            self.low_water = [u32::MAX; N];
+        }
+        // What the caches together have less than before lies in the reserve.
+        self.reserve = self.reserve + grants.left - left;
     }
 }
