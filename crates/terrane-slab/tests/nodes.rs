@@ -78,10 +78,14 @@ unsafe impl PageSource for Nodes {
 type Machine = Domain<Nodes, Shared>;
 
 /// A domain on a machine of `nodes` nodes. It is never dropped: slabs that were parked may be looked at as long as it lives.
+/// Leak checkers find it in the list of all.
 fn machine(nodes: u32, arenas: u32) -> &'static Machine {
     let source = Nodes { pages: Mmap::new(), bound: Mutex::default(), arenas_left: Mutex::new(arenas) };
     let policy = Policy { nodes, node: || NODE.get(), growth: Growth::SMALL, ..Policy::DEFAULT };
-    Box::leak(Box::new(Domain::new(source, policy, ())))
+    static ALL: Mutex<Vec<&Machine>> = Mutex::new(Vec::new());
+    let machine: &Machine = Box::leak(Box::new(Domain::new(source, policy, ())));
+    ALL.lock().unwrap().push(machine);
+    machine
 }
 
 /// A thread's heap and lists.
