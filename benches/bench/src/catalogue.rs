@@ -300,6 +300,14 @@ pub const WORKLOADS: &[Workload] = &[
         ..REAL
     },
     Workload {
+        name: "columns",
+        op: "update of one cell",
+        about: "A table of 24 columns, each a vector of 5 000 to 40 000 numbers, updated row by row: the same element of \
+                every column in turn, as column stores and structures of arrays do it. If all vectors start at the same \
+                place of a page, their elements fight for the ways of one cache set.",
+        ..REAL
+    },
+    Workload {
         name: "syn",
         op: "parse of one source file",
         about: "Parses a large Rust source file into a syntax tree with syn and drops the tree: deep structures of \

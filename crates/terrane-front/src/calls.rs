@@ -4,7 +4,7 @@ use crate::process::{abort_on_misuse, domain};
 use crate::thread::with_heap;
 use crate::tls::with_lists;
 use core::ptr;
-use terrane_slab::segment::{self, Entry, Kind, SEGMENT_BYTES, SLICE_BYTES, Segment};
+use terrane_slab::segment::{self, Kind, SEGMENT_BYTES, SLICE_BYTES, Segment};
 use terrane_slab::segment_map::{self, Place};
 use terrane_slab::size_class::{self, MAX_SMALL};
 use terrane_slab::{Misuse, slab::Slab};
@@ -46,7 +46,7 @@ fn alloc_miss(class: usize) -> *mut u8 {
 #[inline(never)]
 fn alloc_large(bytes: usize, align: usize) -> *mut u8 {
     if align <= SLICE_BYTES {
-        let block = with_lists(|lists| lists.pop_large(bytes));
+        let block = with_lists(|lists| lists.pop_large(bytes, align));
         if !block.is_null() {
             return block;
         }
@@ -202,9 +202,7 @@ pub fn look_up(block: *mut u8) -> Result<BlockKind, Misuse> {
         let entry = unsafe { segment::entry(block) };
         match entry.class() {
             Some(class) => return Ok(BlockKind::Small(class)),
-            None if entry.tag() == Entry::LARGE && address.is_multiple_of(SLICE_BYTES) => {
-                return Ok(BlockKind::Large);
-            }
+            None if entry.is_large_at(address) => return Ok(BlockKind::Large),
             None => {}
         }
     }

@@ -33,6 +33,12 @@ fn misuse(case: &str) {
             "inside a large block" => {
                 terrane_front::free(terrane_front::alloc(1 << 20, 16).wrapping_add(4096))
             }
+            "the slice of a large block" => {
+                // Of several blocks, some begin behind the start of their slice.
+                let large: Vec<_> = (0..8).map(|_| terrane_front::alloc(100_000, 16)).collect();
+                let inside = large.iter().find(|block| !block.addr().is_multiple_of(1 << 16)).unwrap();
+                terrane_front::free(inside.map_addr(|address| address & !0xffff));
+            }
             "a huge block twice" => {
                 let huge = terrane_front::alloc(64 << 20, 16);
                 terrane_front::free(huge);
@@ -86,6 +92,7 @@ fn a_foreign_address_is_noticed() {
 fn a_large_block_that_is_freed_twice_is_noticed() {
     says("a large block twice", "free of a block that is free already");
     says("inside a large block", "free of a block that is free already");
+    says("the slice of a large block", "free of a block that is free already");
 }
 
 #[test]

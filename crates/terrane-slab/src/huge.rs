@@ -1,8 +1,8 @@
 //! Huge blocks: spans of whole segments, one block each, kept in a cache that decays by time and by bytes.
 //!
 //! Invariant: the header in the first segment of a span describes the whole span; the block starts behind the header, at a
-//! multiple of 2 MiB (so that page tables can be moved whole), or, when its alignment is a segment or more, at the start of
-//! the span's second segment. The span is live, in the cache, or free in its arena; `huge_live` says which of the first two,
+//! multiple of 2 MiB (so that page tables can be moved whole) and its [colour](crate::colour), or, when its alignment is a segment
+//! or more, at the start of the span's second segment. The span is live, in the cache, or free in its arena; `huge_live` says which of the first two,
 //! and changes hands by one compare-exchange.
 //!
 //! The cache is an array of words. A word packs all that a search needs, so that looking for a span reads no header that
@@ -18,8 +18,10 @@
 //! cache once.
 
 use crate::bitmap;
+use crate::colour;
 use crate::domain::Domain;
 use crate::fault::{Fault, order};
+use crate::large::Place;
 use crate::segment::{
     HEADER_SLICES, Kind, METADATA_END, ROOMY, SEGMENT_BYTES, SEGMENT_SHIFT, SLICE_BYTES, Segment,
 };
@@ -145,26 +147,40 @@ impl Segment {
         unsafe { self.start().add(offset) }
     }
 
-    /// Bytes from the start of the block to the end of the span.
-    pub(crate) fn huge_room(&self) -> usize {
-        let span = self.span_segments.load(Ordering::Relaxed) * SEGMENT_BYTES;
-        span - (self.huge_start.load(Ordering::Relaxed) - self.start().addr())
+    /// Where the block would begin without its colour: from there on its memory is counted.
+    pub(crate) fn huge_base(&self) -> *mut u8 {
+        colour::strip(self.huge_block())
     }
 
-    /// Bytes from the start of the block that may hold memory when `bytes` of it are committed: the huge page behind the last
+    fn huge_colour(&self) -> usize {
+        self.huge_start.load(Ordering::Relaxed) % SLICE_BYTES
+    }
+
+    /// Bytes from the base to the end of the span.
+    pub(crate) fn huge_room(&self) -> usize {
+        let span = self.span_segments.load(Ordering::Relaxed) * SEGMENT_BYTES;
+        span - (self.huge_base().addr() - self.start().addr())
+    }
+
+    /// Bytes from the base that may hold memory when `bytes` of it are committed: the huge page behind the last
     /// of them came whole, and what reaches beyond would stay if only the committed part were given back.
     fn huge_reach(&self, bytes: usize) -> usize {
         bytes.next_multiple_of(HUGE_PAGE).min(self.huge_room())
     }
 
-    /// Bytes of the block that are committed: what the program may use.
-    pub(crate) fn huge_usable(&self) -> usize {
+    /// Bytes that are committed, from the base.
+    pub(crate) fn huge_committed(&self) -> usize {
         self.huge_bytes.load(Ordering::Relaxed)
+    }
+
+    /// Bytes of the block: what the program may use.
+    pub(crate) fn huge_usable(&self) -> usize {
+        self.huge_committed() - self.huge_colour()
     }
 }
 
 impl<S: PageSource, K: Sharing, O: Observer> Domain<S, K, O> {
-    /// A block of `bytes` at a multiple of `align`, and whether it reads as zero. `spare` more bytes of address space are kept
+    /// A block of `bytes` at a multiple of `align`, in this `place`, and whether it reads as zero. `spare` more bytes of address space are kept
     /// behind it, for growth. A block that will be `dense` is backed by huge pages, if the policy has them.
     ///
     /// # Errors
@@ -173,22 +189,24 @@ impl<S: PageSource, K: Sharing, O: Observer> Domain<S, K, O> {
         &self,
         bytes: usize,
         align: usize,
+        place: Place,
         spare: usize,
         dense: bool,
         node: u32,
     ) -> Result<(NonNull<u8>, bool), SourceError> {
-        if bytes > MAX_HUGE {
+        let reach = place.reach(bytes);
+        if reach > MAX_HUGE {
             return Err(SourceError::Limit { requested: bytes as u64, available: MAX_HUGE as u64 });
         }
         let offset = if align >= SEGMENT_BYTES { SEGMENT_BYTES } else { BLOCK_OFFSET.max(align) };
-        let segments = (offset + bytes).div_ceil(SEGMENT_BYTES);
+        let segments = (offset + reach).div_ceil(SEGMENT_BYTES);
         if spare == 0
-            && let Some(cached) = self.huge_reuse(bytes, align, offset, segments, node)
+            && let Some(cached) = self.huge_reuse(bytes, align, place, offset, segments, node)
         {
             return Ok((cached, false));
         }
         let spare_segments =
-            (offset + bytes + spare).div_ceil(SEGMENT_BYTES).min(crate::arena::MAX_ARENA_SEGMENTS);
+            (offset + reach + spare).div_ceil(SEGMENT_BYTES).min(crate::arena::MAX_ARENA_SEGMENTS);
         let (align_segments, skip) = if align >= SEGMENT_BYTES { (align / SEGMENT_BYTES, 1) } else { (1, 0) };
         let mut claimed = spare_segments;
         let at = match self.claim_segments(claimed, align_segments, skip, node) {
@@ -203,9 +221,10 @@ impl<S: PageSource, K: Sharing, O: Observer> Domain<S, K, O> {
         let arena = &self.arenas[arena_index];
         let start = arena.segment_start(index);
         // SAFETY: the offset lies within the first or at the start of the second segment of the span.
-        let block = unsafe { start.add(offset) };
+        let base = unsafe { start.add(offset) };
+        let colour = place.colour(base);
         let page = self.source.page_size();
-        let committed = whole_pages(bytes, page);
+        let committed = whole_pages(bytes + colour, page);
         let header_bytes = whole_pages(METADATA_END, page);
         let pointer = |p| NonNull::new(p).expect("a segment has an address");
         // The whole header is made readable, though only its first page is written: a free of an address whose length it does
@@ -213,7 +232,7 @@ impl<S: PageSource, K: Sharing, O: Observer> Domain<S, K, O> {
         // SAFETY: the span is claimed and lies in a live reservation of the source.
         let done = unsafe {
             self.source.commit(pointer(start), header_bytes).and_then(|_| {
-                self.source.commit(pointer(block), committed).inspect_err(|_| {
+                self.source.commit(pointer(base), committed).inspect_err(|_| {
                     // The header is given back as well; if that fails it stays committed, which harms nobody.
                     let _ = self.source.decommit(pointer(start), METADATA_END & !(page - 1), Decommit::Now);
                 })
@@ -230,10 +249,11 @@ impl<S: PageSource, K: Sharing, O: Observer> Domain<S, K, O> {
         }
         let domain = ptr::from_ref(self).cast();
         // SAFETY: the header is committed, reads as zero, and the span is claimed.
-        let segment = unsafe {
-            let (node, block) = (arena.node(), block.expose_provenance());
-            Segment::init_huge(start, domain, node, arena_index as u32, index as u32, claimed, block);
-            &*start.cast::<Segment>()
+        let (segment, block) = unsafe {
+            let block = base.add(colour);
+            let (node, at) = (arena.node(), block.expose_provenance());
+            Segment::init_huge(start, domain, node, arena_index as u32, index as u32, claimed, at);
+            (&*start.cast::<Segment>(), block)
         };
         segment.huge_bytes.store(committed, Ordering::Relaxed);
         segment.huge_live.store(1, Ordering::Relaxed);
@@ -263,6 +283,7 @@ impl<S: PageSource, K: Sharing, O: Observer> Domain<S, K, O> {
         &self,
         bytes: usize,
         align: usize,
+        place: Place,
         offset: usize,
         segments: usize,
         node: u32,
@@ -273,28 +294,30 @@ impl<S: PageSource, K: Sharing, O: Observer> Domain<S, K, O> {
                 && self.is_near_number(number, node)
         })?;
         let segment = segment_at(number);
-        let block = segment.huge_block();
-        let fits = block.addr().is_multiple_of(align)
-            && segment.huge_room() >= bytes
-            && self.huge_commit(segment, bytes).is_ok();
+        let base = segment.huge_base();
+        let colour = place.colour(base);
+        let fits = base.addr().is_multiple_of(align)
+            && segment.huge_room() >= bytes + colour
+            && self.huge_commit(segment, bytes + colour).is_ok();
         if !fits {
             self.huge_release(segment);
             return None;
         }
+        segment.huge_start.store(base.addr() + colour, Ordering::Relaxed);
         segment.huge_live.store(1, Ordering::Relaxed);
         segment.huge_zero.store(0, Ordering::Relaxed);
-        self.count_huge_alloc(segment.huge_usable(), true);
-        NonNull::new(block)
+        self.count_huge_alloc(segment.huge_committed(), true);
+        NonNull::new(segment.huge_block())
     }
 
-    /// Makes at least `bytes` of the block usable.
+    /// Commits at least `bytes` from the base.
     fn huge_commit(&self, segment: &Segment, bytes: usize) -> Result<(), SourceError> {
-        let have = segment.huge_usable();
+        let have = segment.huge_committed();
         let want = whole_pages(bytes, self.source.page_size());
         if want > have {
             // SAFETY: the block's room lies in the span, which is the caller's.
             unsafe {
-                let start = NonNull::new(segment.huge_block().add(have)).expect("a block has an address");
+                let start = NonNull::new(segment.huge_base().add(have)).expect("a block has an address");
                 self.source.commit(start, want - have)?;
             }
             segment.huge_bytes.store(want, Ordering::Relaxed);
@@ -317,7 +340,7 @@ impl<S: PageSource, K: Sharing, O: Observer> Domain<S, K, O> {
         if !freed {
             return false;
         }
-        let bytes = segment.huge_usable();
+        let bytes = segment.huge_committed();
         self.counters.huge_freed.add_shared::<K>(1);
         self.counters.huge_live.sub_shared::<K>(bytes as u64);
         let policy = self.purge_policy();
@@ -337,8 +360,8 @@ impl<S: PageSource, K: Sharing, O: Observer> Domain<S, K, O> {
     /// Gives a span that is neither live nor cached back to its arena, and its memory to the system.
     fn huge_release(&self, segment: &Segment) {
         let start = segment.start();
-        let block = segment.huge_block();
-        let bytes = segment.huge_usable();
+        let base = segment.huge_base();
+        let bytes = segment.huge_committed();
         let reach = segment.huge_reach(bytes);
         let segments = segment.span_segments.load(Ordering::Relaxed);
         let (arena, index) = (&self.arenas[segment.arena as usize], segment.index as usize);
@@ -351,7 +374,7 @@ impl<S: PageSource, K: Sharing, O: Observer> Domain<S, K, O> {
         // SAFETY: the span is ours alone, and its contents matter to nobody.
         let zero = unsafe {
             let head = self.source.decommit(pointer(start), header_bytes, Decommit::Now);
-            let body = self.source.decommit(pointer(block), reach, Decommit::Now);
+            let body = self.source.decommit(pointer(base), reach, Decommit::Now);
             head == Ok(Contents::Zero) && body == Ok(Contents::Zero)
         };
         if zero {
@@ -376,7 +399,7 @@ impl<S: PageSource, K: Sharing, O: Observer> Domain<S, K, O> {
         let mut bytes = 0;
         while let Some(number) = self.huge_cache.take_old::<K>(now, if all { 0 } else { delay }) {
             let segment = segment_at(number);
-            bytes += segment.huge_usable();
+            bytes += segment.huge_committed();
             self.huge_release(segment);
         }
         bytes
@@ -384,9 +407,10 @@ impl<S: PageSource, K: Sharing, O: Observer> Domain<S, K, O> {
 
     /// Makes a live block at least `bytes` long where it stands; whether that was possible.
     pub(crate) fn huge_grow(&self, segment: &Segment, bytes: usize) -> bool {
-        let before = segment.huge_usable();
-        if segment.huge_room() < bytes {
-            let more = (bytes - segment.huge_room()).div_ceil(SEGMENT_BYTES);
+        let before = segment.huge_committed();
+        let reach = bytes + segment.huge_colour();
+        if segment.huge_room() < reach {
+            let more = (reach - segment.huge_room()).div_ceil(SEGMENT_BYTES);
             let have = segment.span_segments.load(Ordering::Relaxed);
             let (arena, next) = (&self.arenas[segment.arena as usize], segment.index as usize + have);
             if next + more > arena.segments() || !bitmap::claim_run::<K>(arena.free(), next, more) {
@@ -396,11 +420,11 @@ impl<S: PageSource, K: Sharing, O: Observer> Domain<S, K, O> {
             segment.span_segments.store(have + more, Ordering::Relaxed);
             self.counters.segments.add_shared::<K>(more as u64);
         }
-        if self.huge_commit(segment, bytes).is_err() {
+        if self.huge_commit(segment, reach).is_err() {
             return false;
         }
         segment.huge_zero.store(0, Ordering::Relaxed);
-        self.counters.huge_live.add_shared::<K>((segment.huge_usable() - before) as u64);
+        self.counters.huge_live.add_shared::<K>((segment.huge_committed() - before) as u64);
         self.counters.grown_in_place.add_shared::<K>(1);
         self.advise_dense(segment);
         true
@@ -408,7 +432,7 @@ impl<S: PageSource, K: Sharing, O: Observer> Domain<S, K, O> {
 
     /// Frees a live block whose pages were moved away.
     pub(crate) fn huge_moved(&self, segment: &Segment) {
-        let bytes = segment.huge_usable() as u64;
+        let bytes = segment.huge_committed() as u64;
         segment.huge_live.store(0, Ordering::Relaxed);
         self.counters.huge_freed.add_shared::<K>(1);
         self.counters.huge_live.sub_shared::<K>(bytes);
@@ -417,13 +441,14 @@ impl<S: PageSource, K: Sharing, O: Observer> Domain<S, K, O> {
 
     /// Gives the tail of a live block back, so that at least `bytes` stay.
     pub(crate) fn huge_shrink(&self, segment: &Segment, bytes: usize) {
-        let (have, want) = (segment.huge_usable(), whole_pages(bytes.max(1), self.source.page_size()));
+        let have = segment.huge_committed();
+        let want = whole_pages(bytes.max(1) + segment.huge_colour(), self.source.page_size());
         if want >= have {
             return;
         }
         // SAFETY: the tail lies in the block, and the program has given it up.
         unsafe {
-            let tail = NonNull::new(segment.huge_block().add(want)).expect("a block has an address");
+            let tail = NonNull::new(segment.huge_base().add(want)).expect("a block has an address");
             if self.source.decommit(tail, segment.huge_reach(have) - want, Decommit::Now).is_err() {
                 return;
             }
@@ -436,7 +461,7 @@ impl<S: PageSource, K: Sharing, O: Observer> Domain<S, K, O> {
     /// Asks for huge pages behind a block that is expected to be filled, if the policy has them: one that grew, because it was
     /// filled before, or one that was not asked to be zero, because big sparse tables are.
     pub(crate) fn advise_dense(&self, segment: &Segment) {
-        let (start, bytes) = (segment.huge_block(), segment.huge_room() & !(HUGE_PAGE - 1));
+        let (start, bytes) = (segment.huge_base(), segment.huge_room() & !(HUGE_PAGE - 1));
         let known = segment.huge_pages.load(Ordering::Relaxed) as usize * HUGE_PAGE;
         if self.huge_pages() && bytes > known && start.addr().is_multiple_of(HUGE_PAGE) {
             let first = NonNull::new(start).expect("a block has an address");
@@ -451,7 +476,7 @@ impl<S: PageSource, K: Sharing, O: Observer> Domain<S, K, O> {
     fn forget_dense(&self, segment: &Segment) {
         let bytes = segment.huge_pages.load(Ordering::Relaxed) as usize * HUGE_PAGE;
         if bytes > 0 {
-            let first = NonNull::new(segment.huge_block()).expect("a block has an address");
+            let first = NonNull::new(segment.huge_base()).expect("a block has an address");
             // SAFETY: the range lies in a span that is ours. If the advice stays, pages are larger than they need be.
             let _ = unsafe { self.source.advise_huge(first, bytes, false) };
         }

@@ -1,12 +1,14 @@
 //! Large blocks: single runs of slices, kept by each thread in a cache that decays.
 //!
-//! Invariant: the first slice of a live large block has the tag [`Entry::LARGE`]; the thread that frees the block takes the
-//! tag away, so a second free is caught. A large block has no owner: whoever frees it may keep it.
+//! Invariant: the first slice of a live large block has the tag [`Entry::LARGE`], and says how far into it the block begins
+//! (its [colour](crate::colour)); the thread that frees the block takes the tag away, so a second free is caught. A large block
+//! has no owner: whoever frees it may keep it.
 //!
 //! The cache is a list per length class, beside the thread's lists of small blocks, so that a hit needs no heap. The heap grants
 //! each list room for a block or two as blocks are freed, within a limit of bytes for all; at a tick, lists that were not used
 //! since the last one give up their blocks and their grant.
 
+use crate::colour;
 use crate::domain::{Domain, Run};
 use crate::segment::{
     Entry, HEADER_SLICES, SEGMENT_BYTES, SLICE_BYTES, SLICES, Segment, USABLE_SLICES, entry, entry_word,
@@ -103,20 +105,28 @@ impl LargeLists {
         self.hits.iter().map(|hits| hits.get() as u64).sum()
     }
 
-    /// Takes a block for `bytes`, null if there is none.
+    /// Takes a block for `bytes` at a multiple of `align`, which is at most the slice length; null if there is none.
     #[inline(always)]
-    pub(crate) fn pop(&self, bytes: usize) -> *mut u8 {
+    pub(crate) fn pop(&self, bytes: usize, align: usize) -> *mut u8 {
         if bytes.wrapping_sub(1) >= MAX_LARGE_BYTES {
             return ptr::null_mut();
         }
         let class = class_of(bytes.div_ceil(SLICE_BYTES));
         let block = self.take(class);
-        if !block.is_null() {
-            self.hits[class].set(self.hits[class].get().wrapping_add(1));
-            // SAFETY: the block starts a run of slices of a live segment.
-            unsafe { mark(block) };
+        if block.is_null() {
+            return block;
         }
-        block
+        self.hits[class].set(self.hits[class].get().wrapping_add(1));
+        let colour = block.addr() % SLICE_BYTES;
+        // SAFETY: the block begins in the first slice of a run in a live segment, of as many slices as its class says, or more.
+        unsafe {
+            if colour::fits(colour, bytes, align) {
+                mark(block);
+                block
+            } else {
+                recoloured(block, bytes, align)
+            }
+        }
     }
 
     #[inline(always)]
@@ -266,17 +276,32 @@ impl LargeCache {
     }
 }
 
-/// Notes that a live large block starts at `block`.
+/// Notes that a live large block begins at `block`.
 ///
 /// # Safety
-/// The block starts a run of slices of a live segment, and is the caller's.
+/// It lies in the first slice of a run of a live segment, which is the caller's.
 #[inline(always)]
 unsafe fn mark(block: *mut u8) {
     // SAFETY: the caller's promise.
-    unsafe { entry_word(block) }.store(Entry::large(), Ordering::Relaxed);
+    unsafe { entry_word(block) }.store(Entry::large(block.addr() % SLICE_BYTES), Ordering::Relaxed);
 }
 
-/// Metadata of the slice that starts at `start`.
+/// A block that begins elsewhere in the first slice of the run that `block` begins in, marked as live.
+///
+/// # Safety
+/// As for [`mark`]; the run holds `bytes`.
+#[cold]
+unsafe fn recoloured(block: *mut u8, bytes: usize, align: usize) -> *mut u8 {
+    let start = colour::strip(block);
+    // SAFETY: the caller's promise; a colour is less than a slice.
+    unsafe {
+        let block = start.add(colour::of(start, bytes, align));
+        mark(block);
+        block
+    }
+}
+
+/// Metadata of the slice that `start` lies in.
 ///
 /// # Safety
 /// The slice lies in a live segment, behind its header.
@@ -302,9 +327,33 @@ pub(crate) fn run_of(block: *mut Slab) -> Run {
 #[inline(always)]
 pub(crate) unsafe fn metadata_of(pointer: *mut u8) -> Option<*mut Slab> {
     // SAFETY: the caller's promise.
-    unsafe {
-        let starts = entry(pointer).tag() == Entry::LARGE && pointer.addr().is_multiple_of(SLICE_BYTES);
-        starts.then(|| metadata_at(pointer))
+    unsafe { entry(pointer).is_large_at(pointer.addr()).then(|| metadata_at(pointer)) }
+}
+
+/// Where in its first slice a block is to begin.
+#[derive(Clone, Copy, Debug)]
+pub(crate) enum Place {
+    /// Where its colour says; its length and alignment.
+    Anywhere(usize, usize),
+    /// So many bytes into it, because its contents do already.
+    At(usize),
+}
+
+impl Place {
+    /// Bytes that a block of `bytes` needs from the start of its first slice, rounded up to whole slices or not.
+    pub(crate) const fn reach(self, bytes: usize) -> usize {
+        match self {
+            Self::Anywhere(..) => bytes,
+            Self::At(colour) => bytes + colour,
+        }
+    }
+
+    /// The colour of a block whose first slice starts at `start`.
+    pub(crate) fn colour(self, start: *mut u8) -> usize {
+        match self {
+            Self::Anywhere(bytes, align) => colour::of(start, bytes, align),
+            Self::At(colour) => colour,
+        }
     }
 }
 
@@ -313,6 +362,7 @@ pub(crate) fn alloc_fresh<S: PageSource, K: Sharing, O: Observer>(
     domain: &Domain<S, K, O>,
     slices: usize,
     align_slices: usize,
+    place: Place,
     node: u32,
     hint: &mut *const Segment,
 ) -> Option<(*mut u8, bool)> {
@@ -322,8 +372,9 @@ pub(crate) fn alloc_fresh<S: PageSource, K: Sharing, O: Observer>(
     unsafe {
         let start = (*run.segment).slice(run.index);
         (*metadata_at(start)).local(|local| (local.class, local.slices) = (LARGE_CLASS, slices as u16));
-        mark(start);
-        Some((start, run.zero))
+        let block = start.add(place.colour(start));
+        mark(block);
+        Some((block, run.zero))
     }
 }
 

@@ -43,6 +43,7 @@ extern crate std;
 
 pub mod arena;
 pub mod bitmap;
+mod colour;
 pub mod depths;
 pub mod domain;
 #[cfg(not(any(loom, schedules)))]

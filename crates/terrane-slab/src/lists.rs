@@ -117,10 +117,10 @@ impl Lists {
         true
     }
 
-    /// Takes a large block for `bytes`, at a multiple of the slice length; null if there is none.
+    /// Takes a large block for `bytes` at a multiple of `align`, which is at most the slice length; null if there is none.
     #[inline(always)]
-    pub fn pop_large(&self, bytes: usize) -> *mut u8 {
-        self.large.pop(bytes)
+    pub fn pop_large(&self, bytes: usize, align: usize) -> *mut u8 {
+        self.large.pop(bytes, align)
     }
 
     /// Gives a large block back that was allocated, or last grown, for `bytes`; `false`, and nothing is kept, if it is no live

@@ -89,7 +89,7 @@ pub struct Segment {
     pub(crate) span_segments: AtomicUsize,
     /// For [`Kind::Huge`]: first byte of the block.
     pub(crate) huge_start: AtomicUsize,
-    /// For [`Kind::Huge`]: bytes of the block that are committed, from its start.
+    /// For [`Kind::Huge`]: bytes that are committed from where the block would begin without its colour.
     pub(crate) huge_bytes: AtomicUsize,
     /// For [`Kind::Huge`]: whether the block is live (handed out).
     pub(crate) huge_live: AtomicU32,
@@ -110,7 +110,7 @@ pub struct Segment {
 /// | bits | field | meaning |
 /// |---|---|---|
 /// | 0..32 | home | heap whose thread keeps frees of these blocks in its own lists; 0 none |
-/// | 32..48 | head | slice number of the slab's first slice |
+/// | 32..48 | head | slice number of the slab's first slice; for a large block how far behind the slice's start it begins |
 /// | 48..64 | tag | 0 nothing here; 1 + size class of the slab; [`Entry::LARGE`] a large block starts here |
 ///
 /// The home is a hint: it decides which list a freed block waits in, never who may touch a slab's metadata.
@@ -127,9 +127,16 @@ impl Entry {
         Self(home as u64 | (head as u64) << 32 | (tag as u64) << 48)
     }
 
-    /// The packed entry of the first slice of a live large block.
-    pub(crate) const fn large() -> u64 {
-        (Self::LARGE as u64) << 48
+    /// The packed entry of the first slice of a live large block that begins `colour` bytes into it.
+    #[inline(always)]
+    pub(crate) const fn large(colour: usize) -> u64 {
+        (Self::LARGE as u64) << 48 | (colour as u64) << 32
+    }
+
+    /// Whether a large block starts at `address`, in the slice that the entry is of.
+    #[inline(always)]
+    pub const fn is_large_at(self, address: usize) -> bool {
+        (self.0 >> 32) as usize == ((Self::LARGE as usize) << 16) | (address % SLICE_BYTES)
     }
 
     /// The home heap, 0 if none.

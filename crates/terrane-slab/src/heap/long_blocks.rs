@@ -3,6 +3,8 @@
 //! Invariant: every large or huge block is found from its address alone, through [`header_of`].
 
 use super::*;
+use crate::colour;
+use crate::large::Place;
 
 impl<S: PageSource, K: Sharing, O: Observer> Heap<S, K, O> {
     /// A block of `bytes`, more than [`size_class::MAX_SMALL`] or with an alignment above it; null when memory is out. The
@@ -10,7 +12,7 @@ impl<S: PageSource, K: Sharing, O: Observer> Heap<S, K, O> {
     #[inline]
     pub fn alloc_large(&mut self, lists: &Lists, bytes: usize, align: usize, dense: bool) -> (*mut u8, bool) {
         if align <= SLICE_BYTES {
-            let block = lists.pop_large(bytes);
+            let block = lists.pop_large(bytes, align);
             if !block.is_null() {
                 return (block, false);
             }
@@ -28,34 +30,37 @@ impl<S: PageSource, K: Sharing, O: Observer> Heap<S, K, O> {
         dense: bool,
     ) -> (*mut u8, bool) {
         self.follow_thread(lists);
-        let first = self.alloc_large_fresh(bytes, align, 0, dense);
+        let bytes = bytes.max(1);
+        let place = Place::Anywhere(bytes, align);
+        let first = self.alloc_large_fresh(bytes, align, place, 0, dense);
         if !first.0.is_null() || bytes > MAX_HUGE {
             return first;
         }
         self.release_caches(lists);
-        self.alloc_large_fresh(bytes, align, 0, dense)
+        self.alloc_large_fresh(bytes, align, place, 0, dense)
     }
 
     pub(super) fn alloc_large_fresh(
         &mut self,
         bytes: usize,
         align: usize,
+        place: Place,
         spare: usize,
         dense: bool,
     ) -> (*mut u8, bool) {
-        let bytes = bytes.max(1);
         let align_slices = align.div_ceil(SLICE_BYTES);
-        if bytes <= large::MAX_LARGE_BYTES && align_slices <= large::MAX_LARGE_SLICES / 2 {
-            let slices = large::slices_for(bytes);
+        let reach = place.reach(bytes);
+        if reach <= large::MAX_LARGE_BYTES && align_slices <= large::MAX_LARGE_SLICES / 2 {
+            let slices = large::slices_for(reach);
             // SAFETY: a heap never outlives its domain.
             let domain = unsafe { &*self.domain };
-            let taken = large::alloc_fresh(domain, slices, align_slices, self.node, &mut self.segment);
+            let taken = large::alloc_fresh(domain, slices, align_slices, place, self.node, &mut self.segment);
             let Some(taken) = taken else { return (ptr::null_mut(), false) };
             self.counters.large_taken.add(1);
             self.counters.large_bytes_taken.add((slices * SLICE_BYTES) as u64);
             return taken;
         }
-        match self.domain().huge_alloc(bytes, align, spare, dense, self.node) {
+        match self.domain().huge_alloc(bytes, align, place, spare, dense, self.node) {
             Ok((block, zero)) => (block.as_ptr(), zero),
             Err(_) => (ptr::null_mut(), false),
         }
@@ -107,23 +112,25 @@ impl<S: PageSource, K: Sharing, O: Observer> Heap<S, K, O> {
             return None;
         }
         let segment = header_of(block);
+        let start = colour::strip(block);
+        let colour = block.addr() - start.addr();
         // SAFETY: the segment and the block are live.
         unsafe {
             let old = if (*segment).kind() == Kind::Huge {
                 if self.domain().huge_grow(&*segment, bytes) {
                     return Some(block);
                 }
-                (*segment).huge_usable()
+                (*segment).huge_committed()
             } else {
                 let metadata = large::metadata_of(block)?;
                 let run = large::run_of(metadata);
                 let old = run.len * SLICE_BYTES;
-                if bytes <= old {
+                let reach = bytes + colour;
+                if reach <= old {
                     return Some(block);
                 }
-                let wanted = bytes.div_ceil(SLICE_BYTES);
-                if wanted <= large::MAX_LARGE_SLICES {
-                    let wanted = large::slices_for(bytes);
+                if reach <= large::MAX_LARGE_BYTES {
+                    let wanted = large::slices_for(reach);
                     if self.domain().extend_run(&run, wanted - run.len) {
                         (*metadata).local(|local| local.slices = wanted as u16);
                         self.counters.large_bytes_taken.add(((wanted - run.len) * SLICE_BYTES) as u64);
@@ -138,17 +145,19 @@ impl<S: PageSource, K: Sharing, O: Observer> Heap<S, K, O> {
             if !self.is_near(segment) {
                 return None;
             }
-            if old < REMAP_FROM || !old.is_multiple_of(page) || !block.addr().is_multiple_of(page) {
+            let whole_pages = old.is_multiple_of(page) && start.addr().is_multiple_of(page);
+            if old < REMAP_FROM || !whole_pages || !colour.is_multiple_of(align) {
                 return None;
             }
-            let (new, _) = self.alloc_large_fresh(bytes, align, bytes / 2, true);
-            let (to, from) = (NonNull::new(new)?, NonNull::new(block)?);
-            let usable = self.usable_large(new);
-            if !usable.is_multiple_of(page) || !new.addr().is_multiple_of(page) {
+            // Pages move as they are, so the block keeps its colour.
+            let (new, _) = self.alloc_large_fresh(bytes, align, Place::At(colour), bytes / 2, true);
+            let (to, from) = (NonNull::new(colour::strip(new))?, NonNull::new(start)?);
+            let len = self.usable_large(new) + colour;
+            if !len.is_multiple_of(page) || !to.addr().get().is_multiple_of(page) {
                 self.free_large(lists, new);
                 return None;
             }
-            if self.domain().source.remap(from, old, to, usable).is_err() {
+            if self.domain().source.remap(from, old, to, len).is_err() {
                 self.free_large(lists, new);
                 return None;
             }
@@ -211,7 +220,9 @@ impl<S: PageSource, K: Sharing, O: Observer> Heap<S, K, O> {
             if (*segment).kind() == Kind::Huge {
                 (*segment).huge_usable()
             } else {
-                large::metadata_of(block).map_or(0, |metadata| large::run_of(metadata).len * SLICE_BYTES)
+                large::metadata_of(block).map_or(0, |metadata| {
+                    large::run_of(metadata).len * SLICE_BYTES - block.addr() % SLICE_BYTES
+                })
             }
         }
     }

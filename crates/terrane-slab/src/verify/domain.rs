@@ -301,7 +301,7 @@ impl<S: PageSource, K: Sharing, O: Observer> Domain<S, K, O> {
                 let is_free = bitmap::all_set(arena.free(), inside, 1);
                 holds(Broken::SpanHeader, at, !is_free)?;
             }
-            let usable = segment.huge_usable();
+            let usable = segment.huge_committed();
             at_most(Broken::SpanHeader, address, segment.huge_room() as u64, usable as u64)?;
             found.span_bytes += usable as u64;
             if segment.huge_live.load(Ordering::Relaxed) == 1 {

@@ -204,7 +204,7 @@ impl Walk<'_> {
                 holds(
                     Broken::LargeCache,
                     address,
-                    has_entry(address) && address.is_multiple_of(SLICE_BYTES),
+                    has_entry(address) && address.is_multiple_of(size_of::<u64>()),
                 )?;
                 let start = block.cast::<u8>();
                 // SAFETY: the map knows the segment, and the address lies behind its header.

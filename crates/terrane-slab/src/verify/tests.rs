@@ -197,7 +197,7 @@ fn caches_and_spans_that_do_not_agree_are_found() {
     finds(Broken::CachedSpan, |s| segment_of(s.cached_huge).huge_live.store(1, Relaxed));
     finds(Broken::SpanLost, |s| {
         segment_of(s.huge).huge_live.store(0, Relaxed);
-        let bytes = segment_of(s.huge).huge_usable();
+        let bytes = segment_of(s.huge).huge_committed();
         s.heap.domain().counters.huge_live.sub_shared::<Local>(bytes as u64);
     });
     finds(Broken::HugeLiveBytes, |s| s.heap.domain().counters.huge_live.add(4096));

@@ -52,6 +52,7 @@ pub fn run<P: Probe>(name: &str, plan: Plan) -> Option<Measured> {
         "btree" => real::btree(plan),
         "hashmap" => real::hashmap(plan),
         "intern" => real::intern(plan),
+        "columns" => real::columns(plan),
         "syn" => real::syn(plan),
         "echo" => echo::echo(plan),
         _ => return None,

@@ -157,6 +157,34 @@ fn source(items: usize) -> String {
     text
 }
 
+/// Tables of 24 columns, updated row by row.
+pub fn columns(plan: Plan) -> Measured {
+    const COLUMNS: usize = 24;
+    const PASSES: usize = 4;
+    let tables = plan.share(60);
+    gang::<Quiet>(plan, |index, _, gate| {
+        let mut rng = Rng::new(index as u64);
+        let mut cells = 0;
+        gate.start();
+        for _ in 0..tables {
+            let rows = rng.within(5_000, 40_000);
+            let mut table: Vec<Vec<f64>> = (1..=COLUMNS).map(|column| vec![column as f64; rows]).collect();
+            for _ in 0..PASSES {
+                for row in 0..rows {
+                    for column in &mut table {
+                        column[row] += 1.0;
+                    }
+                }
+            }
+            cells += PASSES * COLUMNS * rows;
+            let last_row: f64 = table.iter().map(|column| column[rows - 1]).sum();
+            let want = COLUMNS * (COLUMNS + 1) / 2 + PASSES * COLUMNS;
+            assert_eq!(last_row, want as f64, "every cell of the last row was updated in every pass");
+        }
+        gate.end(cells as u64);
+    })
+}
+
 /// Parses a large source file into a syntax tree.
 pub fn syn(plan: Plan) -> Measured {
     const ITEMS: usize = 400;
