@@ -2,8 +2,13 @@
 //! device as on a real one, as long as the work of a step is done when the step is.
 
 use crate::{Bench, Failure, engine};
+use std::sync::Arc;
 use terrane_fit::BestFit;
+use terrane_gpu::movable::MovableSet;
 use terrane_gpu::{Block, ChunkConfig, DevicePool, Stream, VariablePool, VmmConfig};
+
+/// Blocks of fewer bytes are moved by a compaction.
+const SHORT: u64 = 8 << 20;
 
 struct Dice(u64);
 
@@ -118,7 +123,8 @@ fn random<P: DevicePool>(run: &mut Run<'_, P>) -> Result<Held, Failure> {
     Ok(held)
 }
 
-/// What share of `free` bytes one block can have, in percent.
+/// What share of `free` bytes one block can have, in percent. The pool may do for it what it does for any request: join
+/// holes, remap pieces, give chunks back that are wholly free and take a new one, within its limit.
 fn largest<P: DevicePool>(pool: &P, free: u64, stream: Stream) -> u64 {
     let fits = |percent: &u64| {
         let Ok(block) = pool.allocate((free / 100 * percent).max(1), 256, stream) else { return false };
@@ -133,12 +139,12 @@ fn report<P: DevicePool>(
     bench: &Bench,
     trace: &str,
     name: &str,
-    pool: &P,
+    pool: &Arc<P>,
     limit: Option<u64>,
     close: &dyn Fn(Stream),
 ) -> Result<u64, Failure> {
     let stream = bench.device.stream_create()?;
-    let mut run = Run { pool, stream, bench, close, live: 0, peak_live: 0 };
+    let mut run = Run { pool: &**pool, stream, bench, close, live: 0, peak_live: 0 };
     let held = match trace {
         "serving" => serving(&mut run)?,
         "training" => training(&mut run)?,
@@ -146,17 +152,33 @@ fn report<P: DevicePool>(
     };
     let (peak_live, stats) = (run.peak_live, pool.stats());
     run.step_done()?;
-    let left = limit.map(|limit| limit - run.live);
-    let share = left.map_or_else(String::new, |free| format!("{} %", largest(pool, free, stream)));
+    let mut shares = String::new();
+    if let Some(limit) = limit {
+        let free = limit - run.live;
+        let as_it_is = largest(&**pool, free, stream);
+        let set = MovableSet::new(bench.device.clone(), pool.clone());
+        // SAFETY: the blocks came from this pool, and no work uses them.
+        let held = held.into_iter().map(|block| unsafe { set.adopt(block, 256, stream) }).collect::<Vec<_>>();
+        let moved = set.compact_short(SHORT)?;
+        run.step_done()?;
+        shares = format!(
+            "{:>14}{:>10}{:>14}",
+            format!("{as_it_is} %"),
+            format!("{} %", largest(&**pool, free, stream)),
+            format!("{} MiB", moved.bytes >> 20)
+        );
+        drop(held);
+    } else {
+        held.into_iter().for_each(|block| run.give(block));
+    }
     println!(
-        "{trace:>12}{name:>10}{:>14}{:>14}{:>10.3}{:>10}{:>10}{share:>14}",
+        "{trace:>12}{name:>14}{:>14}{:>14}{:>10.3}{:>10}{:>10}{shares}",
         format!("{} MiB", peak_live >> 20),
         format!("{} MiB", stats.peak_reserved >> 20),
         stats.peak_reserved as f64 / peak_live as f64,
         stats.grows,
         stats.remaps
     );
-    held.into_iter().for_each(|block| run.give(block));
     Ok(peak_live)
 }
 
@@ -165,34 +187,46 @@ fn best_fit() -> BestFit {
     BestFit::with_granule(256)
 }
 
-/// Every trace on both kinds of variable pool.
+/// A trace on chunks, which may hold `limit` bytes.
+fn on_chunks(bench: &Bench, trace: &str, name: &str, limit: Option<u64>) -> Result<u64, Failure> {
+    let config = ChunkConfig { limit: limit.unwrap_or(u64::MAX), ..ChunkConfig::default() };
+    let pool = Arc::new(VariablePool::on(bench.device.clone(), config, engine));
+    // A refusal leaves the epoch open, and the ratio worse.
+    let close = |stream| {
+        let _ = pool.order().close(stream);
+    };
+    report(bench, trace, name, &pool, limit, &close)
+}
+
+/// A trace on mapped pieces, which may hold `limit` bytes.
+fn on_pieces(bench: &Bench, trace: &str, name: &str, limit: Option<u64>) -> Result<u64, Failure> {
+    let config = VmmConfig { limit: limit.unwrap_or(u64::MAX), ..VmmConfig::default() };
+    let pool = Arc::new(VariablePool::mapped_on(bench.device.clone(), config, best_fit)?);
+    let close = |stream| {
+        let _ = pool.order().close(stream);
+    };
+    report(bench, trace, name, &pool, limit, &close)
+}
+
+/// Every trace on both kinds of variable pool, without a limit, and then with no more memory than the goal allows, which is
+/// where the longest block that can be had afterwards says something.
 pub fn run(bench: &Bench) -> Result<(), Failure> {
     println!("traces: memory held against memory asked for");
+    println!(
+        "largest/free: the longest block to be had at the end, of limit less live; then after a compaction by copying"
+    );
     let names = ["peak live", "peak held"].map(|n| format!("{n:>14}")).concat();
     println!(
-        "{:>12}{:>10}{names}{:>10}{:>10}{:>10}{:>14}",
-        "trace", "pool", "ratio", "grown", "remapped", "largest/free"
+        "{:>12}{:>14}{names}{:>10}{:>10}{:>10}{:>14}{:>10}{:>14}",
+        "trace", "pool", "ratio", "grown", "remapped", "largest/free", "compact", "copied"
     );
+    let piece = VmmConfig::default().piece_len;
+    let limit = |peak: u64, percent: u64| Some((peak / 100 * percent).next_multiple_of(piece));
     for trace in ["serving", "training", "random"] {
-        let chunked = VariablePool::on(bench.device.clone(), ChunkConfig::default(), engine);
-        // A refusal leaves the epoch open, and the ratio worse.
-        let close = |stream| {
-            let _ = chunked.order().close(stream);
-        };
-        report(bench, trace, "chunks", &chunked, None, &close)?;
-        let vmm = VariablePool::mapped_on(bench.device.clone(), VmmConfig::default(), best_fit)?;
-        let close = |stream| {
-            let _ = vmm.order().close(stream);
-        };
-        let peak = report(bench, trace, "vmm", &vmm, None, &close)?;
-        // Once more with no more memory than 1.05 times what was in use at the peak.
-        let piece = VmmConfig::default().piece_len;
-        let config = VmmConfig { limit: (peak / 100 * 105).next_multiple_of(piece), ..VmmConfig::default() };
-        let tight = VariablePool::mapped_on(bench.device.clone(), config, best_fit)?;
-        let close = |stream| {
-            let _ = tight.order().close(stream);
-        };
-        report(bench, trace, "vmm tight", &tight, Some(config.limit), &close)?;
+        let peak = on_chunks(bench, trace, "chunks", None)?;
+        on_chunks(bench, trace, "chunks 1.15", limit(peak, 115))?;
+        on_pieces(bench, trace, "vmm", None)?;
+        on_pieces(bench, trace, "vmm 1.05", limit(peak, 105))?;
     }
     Ok(())
 }

@@ -67,6 +67,14 @@ pub struct Compaction {
     pub pinned: u64,
 }
 
+/// A compaction on its way.
+struct Run {
+    left: Vec<(Block, Stream)>,
+    /// Blocks of this many bytes and more stay where they are.
+    too_long: u64,
+    done: Compaction,
+}
+
 impl<D: Device + ?Sized, P: DevicePool> MovableSet<D, P> {
     /// Movable blocks of `pool`, which is a pool on `device`.
     pub fn new(device: Arc<D>, pool: Arc<P>) -> Self {
@@ -78,84 +86,102 @@ impl<D: Device + ?Sized, P: DevicePool> MovableSet<D, P> {
     /// # Errors
     /// A [`PoolError`].
     pub fn allocate(&self, len: u64, align: u64, stream: Stream) -> Result<Movable<P>, PoolError> {
-        let block = Some(self.pool.allocate(len, align, stream)?);
-        let state = Mutex::new(State { block, pins: 0 });
+        let block = self.pool.allocate(len, align, stream)?;
+        Ok(self.keep(block, align, stream))
+    }
+
+    /// A block that was taken from the pool before, which may be moved from now on.
+    ///
+    /// # Safety
+    /// The block came from this set's pool, at a multiple of `align`, and all work that uses it was submitted to `stream`. Its
+    /// address is not used any more but through a [pin](Movable::pin).
+    pub unsafe fn adopt(&self, block: Block, align: u64, stream: Stream) -> Movable<P> {
+        self.keep(block, align, stream)
+    }
+
+    fn keep(&self, block: Block, align: u64, stream: Stream) -> Movable<P> {
+        let state = Mutex::new(State { block: Some(block), pins: 0 });
         let slot = Arc::new(Slot { state, align, stream, pool: self.pool.clone() });
         let mut slots = self.slots.lock();
         if slots.len() == slots.capacity() {
             slots.retain(|slot| slot.strong_count() > 0);
         }
         slots.push(Arc::downgrade(&slot));
-        Ok(Movable { slot })
+        Movable { slot }
     }
 
     /// Moves blocks that are not pinned down in the pool's own order (its numbering of places, which need not be that of
-    /// addresses), the highest first, without growing the pool, which is [trimmed](DevicePool::trim) first: what lies in the
-    /// lists of streams becomes holes again, and the lowest of them are offered. How far the blocks get is up to the pool's
-    /// engine: first fit and best fit pack well.
+    /// addresses), the highest first, each to the first place below that the pool offers. The pool is
+    /// [trimmed](DevicePool::trim) first: what lies in the lists of streams becomes holes again. It ends
+    /// when the pool has to grow, which is trimmed away again.
     ///
     /// # Errors
     /// The driver's refusal of a copy; that block is where it was, and those before it have been moved.
     pub fn compact(&self) -> DriverResult<Compaction> {
+        self.compact_short(u64::MAX)
+    }
+
+    /// [`compact`](Self::compact), for blocks of fewer than `len` bytes. Longer ones may be best left alone: copying them costs
+    /// most, and pools that hand them out in chunks of their own, or that remap, gain nothing by it.
+    ///
+    /// # Errors
+    /// As for [`compact`](Self::compact).
+    pub fn compact_short(&self, len: u64) -> DriverResult<Compaction> {
         self.pool.trim();
         let mut slots: Vec<Arc<Slot<P>>> = self.slots.lock().iter().filter_map(Weak::upgrade).collect();
         let place = |slot: &Arc<Slot<P>>| slot.state.lock().block.as_ref().map(Block::key);
         slots.sort_by_cached_key(|slot| core::cmp::Reverse(place(slot)));
-        let mut done = Compaction::default();
         // What was left, and what was offered and lies too high: given back at the end, so that it is not offered again.
-        let mut left: Vec<(Block, Stream)> = Vec::new();
-        let mut result = Ok(());
-        for slot in &slots {
-            match self.move_down(slot, &mut left, &mut done) {
-                Ok(true) => {}
-                Ok(false) => break,
-                Err(error) => {
-                    result = Err(error);
-                    break;
-                }
-            }
-        }
-        for (block, stream) in left {
+        let mut run = Run { left: Vec::new(), too_long: len, done: Compaction::default() };
+        let result = slots.iter().try_for_each(|slot| self.move_down(slot, &mut run));
+        for (block, stream) in run.left {
             // SAFETY: the copies out of these blocks were submitted to this stream, and nothing else will be.
             unsafe { self.pool.deallocate(block, stream, &[]) }
         }
-        result.map(|()| done)
+        self.pool.trim();
+        result.map(|()| run.done)
     }
 
-    /// `Ok(false)`: the pool has no room but by growing.
-    fn move_down(
-        &self,
-        slot: &Slot<P>,
-        left: &mut Vec<(Block, Stream)>,
-        done: &mut Compaction,
-    ) -> DriverResult<bool> {
+    fn move_down(&self, slot: &Slot<P>, run: &mut Run) -> DriverResult<()> {
         // Held over the copy: only who wants to pin this very block waits.
         let mut state = slot.state.lock();
-        if state.pins > 0 {
-            done.pinned += 1;
-            return Ok(true);
-        }
-        let Some(old) = state.block.as_mut() else { return Ok(true) };
-        let reserved = self.pool.stats().reserved;
-        let Ok(new) = self.pool.allocate(old.asked(), slot.align, slot.stream) else { return Ok(false) };
-        if self.pool.stats().reserved > reserved {
-            left.push((new, slot.stream));
-            return Ok(false);
-        }
-        if new.key() > old.key() {
-            left.push((new, slot.stream));
-            return Ok(true);
+        let pinned = state.pins > 0;
+        let Some(old) = state.block.as_mut().filter(|block| block.asked() < run.too_long) else {
+            return Ok(());
+        };
+        if pinned {
+            run.done.pinned += 1;
+            return Ok(());
         }
         let len = old.asked();
+        // What lies above this block lies above all that come after it, so nobody wants it.
+        let new = loop {
+            let before = self.pool.stats();
+            let Ok(new) = self.pool.allocate(len, slot.align, slot.stream) else {
+                run.too_long = len;
+                return Ok(());
+            };
+            let after = self.pool.stats();
+            if after.grows > before.grows && after.remaps == before.remaps {
+                // There was no room left for this length, and what the pool grew by would be filled by the shorter ones.
+                run.too_long = 0;
+                run.left.push((new, slot.stream));
+                return Ok(());
+            }
+            if new.key() < old.key() {
+                break new;
+            }
+            run.left.push((new, slot.stream));
+        };
         // SAFETY: both blocks are ours, have these bytes and do not overlap, and are given back in this stream's order.
         if let Err(error) = unsafe { self.device.copy(new.address(), old.address(), len, slot.stream) } {
-            left.push((new, slot.stream));
+            run.left.push((new, slot.stream));
             return Err(error);
         }
-        left.push((core::mem::replace(old, new), slot.stream));
-        done.moved += 1;
-        done.bytes += len;
-        Ok(true)
+        run.left.push((core::mem::replace(old, new), slot.stream));
+        run.done.moved += 1;
+        run.done.bytes += len;
+        Ok(())
     }
 }
 

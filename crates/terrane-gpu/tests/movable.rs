@@ -18,7 +18,13 @@ fn live_blocks_move_down_with_their_contents_and_whole_chunks_become_free() {
         let pool = Arc::new(VariablePool::on(device.clone(), chunks, || FirstFit::with_granule(256)));
         let set = MovableSet::new(device.clone(), pool.clone());
         let stream = device.stream_create().unwrap();
-        let mut blocks: Vec<_> = (0..64u8).map(|i| (i, set.allocate(LEN, 256, stream).unwrap())).collect();
+        // Half of them are taken from the pool first, and may be moved only later.
+        let one = |i: u8| match i % 2 {
+            0 => set.allocate(LEN, 256, stream).unwrap(),
+            // SAFETY: just taken, and nobody knows its address.
+            _ => unsafe { set.adopt(pool.allocate(LEN, 256, stream).unwrap(), 256, stream) },
+        };
+        let mut blocks: Vec<_> = (0..64u8).map(|i| (i, one(i))).collect();
         for (i, block) in &blocks {
             let place = block.pin();
             // SAFETY: pinned, and submitted to the block's stream.
