@@ -86,12 +86,12 @@ pub enum GpuAbsence {
 impl fmt::Display for GpuAbsence {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         match self {
-            Self::NoLibrary { tried } => write!(f, "no CUDA driver library (tried {tried})"),
-            Self::MissingSymbol { symbol } => write!(f, "the CUDA driver library lacks {symbol}"),
+            Self::NoLibrary { tried } => write!(f, "no driver library (tried {tried})"),
+            Self::MissingSymbol { symbol } => write!(f, "the driver library lacks {symbol}"),
             Self::NoDevice { ordinal, count } => {
-                write!(f, "no CUDA device number {ordinal}: the driver reports {count}")
+                write!(f, "no device number {ordinal}: the driver reports {count}")
             }
-            Self::Driver(error) => write!(f, "the CUDA driver does not start: {error}"),
+            Self::Driver(error) => write!(f, "the driver does not start: {error}"),
         }
     }
 }

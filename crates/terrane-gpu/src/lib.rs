@@ -13,7 +13,7 @@
 //!        |          |          |
 //!   StreamOrder                           epochs: one event for many frees, waits on the device, never the host
 //!        |
-//!   Device: Cuda | Sim | your own         streams, events, copies, memory
+//!   Device: Cuda | OpenCl | Sim | your own         streams, events, copies, memory
 //! ```
 //!
 //! # Example
@@ -47,6 +47,8 @@
 //!
 //! * `cuda` (default): [`Cuda`], through NVIDIA's driver, loaded when it is first asked for; nothing of CUDA is needed to
 //!   build, and its absence is a [`GpuAbsence`], never a panic. [`CudaBuf`] goes wherever `cudarc` takes a device pointer.
+//! * `opencl`: `OpenCl`, devices under OpenCL that have shared virtual memory, through the loader that the system has, loaded
+//!   when it is first asked for. A processor will do.
 //! * `snapshot` (default): [`snapshot`] writes a pool as JSON and as an HTML page with a map of memory over time.
 //!
 //! # Limits
@@ -76,6 +78,8 @@ mod gate;
 mod lanes;
 pub mod manager;
 pub mod movable;
+#[cfg(feature = "opencl")]
+pub mod opencl;
 pub mod pinned;
 pub mod pool;
 pub mod sim;
@@ -101,6 +105,8 @@ pub use device::{
 pub use driver_pool::DriverPool;
 pub use error::{DriverError, GpuAbsence, PoolError, Shortage};
 pub use fixed::{FixedConfig, FixedPool, LockFree, Locked};
+#[cfg(feature = "opencl")]
+pub use opencl::OpenCl;
 pub use pinned::{PinnedBuf, PinnedPool};
 pub use pool::{Block, DevicePool, PoolStats};
 pub use sim::{Sim, SimConfig, SimDevice};
