@@ -279,7 +279,7 @@ impl<const N: usize> MarginalGain<N> {
     }
 
     /// Halves idle caches, and gives caches that would gain by it what lies in the reserve: as much as they have, at most.
-    fn from_reserve(&mut self, samples: &[Sample], grants: &mut Grants<'_>) {
+    fn share_reserve(&mut self, samples: &[Sample], grants: &mut Grants<'_>) {
         let mut reserve = self.reserve;
         for sample in samples {
             let step = self.step(sample);
@@ -348,7 +348,7 @@ impl<const N: usize> Sizing for MarginalGain<N> {
                 *low_water = sample.low_water.min(*low_water);
             }
         }
-        self.from_reserve(samples, &mut grants);
+        self.share_reserve(samples, &mut grants);
         self.ticks += 1;
         if self.ticks.is_multiple_of(WINDOW) {
             // A cache has one size at a time: what moved now is looked at again after the next window.
