@@ -106,8 +106,14 @@ impl Policy for Choosing {
     #[inline(always)]
     fn find(&mut self, nodes: &[Node<()>], len: u64, align: u64) -> Option<(u32, u64)> {
         let (hole, low) = self.bins.find(nodes, len, align)?;
+        self.watch.count_find();
+        if !self.watch.alone() {
+            return Some((hole, low));
+        }
         let record = &nodes[hole as usize];
-        self.watch.count_find(&self.bins, record, len);
+        if self.watch.compares() {
+            self.watch.compare(&self.bins, record, len);
+        }
         // Exact below 2⁵⁵; longer ones, of which 256ths do not fit, count as that much.
         let counted = len.min(u64::MAX >> (MEAN + 1));
         if self.mean == 0 {
@@ -137,6 +143,9 @@ impl Policy for Choosing {
         let mask = (1 << step) - 1;
         let Some(sum) = len.checked_add(mask) else { return (len, None) };
         let ample = sum & !mask;
+        if self.waiting.count() == 0 {
+            return (ample, None);
+        }
         (ample, self.waiting.pop(nodes, class_of(ample, step), ample, align))
     }
 

@@ -21,7 +21,7 @@ use core::mem::MaybeUninit;
 use terrane_core::{PlaceError, Placement, PlacementError, Span};
 
 /// Waiting spans merged at a time, at most, where nothing calls for all of them.
-const STEP: u32 = 8;
+const STEP: u32 = 16;
 
 /// How an engine orders its holes, and which one it takes: the part in which the engines differ.
 ///
@@ -287,6 +287,7 @@ impl<P: Policy, A: Allocator> Engine<P, A> {
     }
 
     /// Places `len` units, which are `rounded` up to the granule and `ample` by the policy, when none that waits will do.
+    #[inline(always)]
     fn place_anew(&mut self, len: u64, rounded: u64, ample: u64, align: u64) -> Result<u32, PlaceError> {
         self.spans.reserve(2).map_err(|_| PlaceError::NoMetadata)?;
         let placed = match self.policy.find(self.spans.nodes_ref(), ample, align) {

@@ -23,9 +23,9 @@ use crate::node::Node;
 use crate::tlsf::Bins;
 
 /// Requests, but for those that a waiting span answers, between two looks.
-const TICK: u32 = 8;
+const TICK: u32 = 16;
 /// Looks in a window.
-const WINDOW: u32 = 16;
+const WINDOW: u32 = 8;
 /// The fewest requests of a kind from which anything is concluded.
 const FEW: u32 = 16;
 /// Binary logarithm of the number of windows that coarse rounding is first kept for.
@@ -137,10 +137,27 @@ impl Watch {
         self.lone = self.lone.wrapping_add(1);
     }
 
+    /// Whether what is vacated comes to lie alone, so that it matters what lies beside what.
+    #[inline(always)]
+    pub(crate) const fn alone(&self) -> bool {
+        self.alone
+    }
+
+    /// Whether `near` and `slack` would mean something.
+    #[inline(always)]
+    pub(crate) const fn compares(&self) -> bool {
+        !self.coarse
+    }
+
+    /// A hole has been searched for.
+    #[inline(always)]
+    pub(crate) fn count_find(&mut self) {
+        self.finds = self.finds.wrapping_add(1);
+    }
+
     /// `len` units are to be cut out of `hole`, which is of those in `bins`.
     #[inline(always)]
-    pub(crate) fn count_find(&mut self, bins: &Bins, hole: &Node<<Bins as Policy>::Extra>, len: u64) {
-        self.finds = self.finds.wrapping_add(1);
+    pub(crate) fn compare(&mut self, bins: &Bins, hole: &Node<<Bins as Policy>::Extra>, len: u64) {
         let mask = (1 << step(len, Rounding::Quarters.bits(), self.shift)) - 1;
         let coarse = len.saturating_add(mask) & !mask;
         self.slack = self.slack.saturating_add(coarse.saturating_sub(len));
