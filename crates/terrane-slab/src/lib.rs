@@ -43,6 +43,7 @@ extern crate std;
 
 pub mod arena;
 pub mod bitmap;
+mod block;
 mod colour;
 pub mod depths;
 pub mod domain;
@@ -57,6 +58,7 @@ pub mod lists;
 #[cfg(feature = "valgrind")]
 pub mod memcheck;
 mod nodes;
+mod policy;
 #[cfg(not(loom))]
 pub mod private;
 pub mod purge;

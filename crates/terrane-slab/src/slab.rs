@@ -27,6 +27,7 @@
 //! Only the owner takes its own name out of the word, so "is it mine?" is a relaxed load. The full argument is in the
 //! book, chapter "The slab word".
 
+pub use crate::block::{Block, Chain};
 use crate::fault::{Fault, order, planted};
 use crate::segment::{SLICE_BYTES, SLICE_SHIFT, Segment, position_of};
 use crate::sharing::Sharing;
@@ -52,56 +53,6 @@ const OWNER_SHIFT: u32 = 40;
 
 /// Bits of a slab's number: those of an address, less those within a slice.
 pub(crate) const NUMBER_BITS: u32 = 48 - SLICE_SHIFT;
-
-/// A freed block: its first word links to the next.
-#[derive(Debug)]
-#[repr(transparent)]
-pub struct Block {
-    next: UnsafeCell<*mut Block>,
-}
-
-impl Block {
-    /// Makes a block of memory that was never one, linked to `next`.
-    ///
-    /// # Safety
-    /// The memory is at least a word, aligned to one, and the caller's.
-    #[inline(always)]
-    pub unsafe fn emplace(block: *mut Self, next: *mut Self) {
-        // SAFETY: the caller owns the memory.
-        unsafe { block.write(Self { next: UnsafeCell::new(next) }) };
-    }
-
-    /// Links `block` to `next`.
-    ///
-    /// # Safety
-    /// The block is free and the caller's.
-    #[inline(always)]
-    pub unsafe fn set_next(block: *mut Self, next: *mut Self) {
-        // SAFETY: the caller owns the block, so nobody reads its link meanwhile.
-        unsafe { (*block).next.with_mut(|link| link.write(next)) };
-    }
-
-    /// What `block` links to.
-    ///
-    /// # Safety
-    /// The block is free and the caller's.
-    #[inline(always)]
-    pub unsafe fn next(block: *mut Self) -> *mut Self {
-        // SAFETY: the caller owns the block, so nobody writes its link meanwhile.
-        unsafe { (*block).next.with(|link| link.read()) }
-    }
-}
-
-/// A list of `count ≥ 1` linked blocks of one slab, owned by whoever holds it.
-#[derive(Clone, Copy, Debug)]
-pub struct Chain {
-    /// First block.
-    pub head: *mut Block,
-    /// Last block; its link means nothing.
-    pub tail: *mut Block,
-    /// Number of blocks.
-    pub count: u32,
-}
 
 /// What only the owner touches.
 #[derive(Clone, Copy, Debug)]
