@@ -18,7 +18,9 @@ use std::io::Cursor;
 use std::sync::Arc;
 use std::time::Duration;
 use support::{Counting, Meter, row};
-use terrane_pool::{AtEnd, BufPool, BufPoolConfig, Builder, Managed, OwnedLease, PooledBuf, Verdict, by};
+use terrane_pool::{
+    AtEnd, BufPool, BufPoolConfig, Builder, Managed, PooledBuf, Replies, ReplySender, Verdict, by,
+};
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::net::{TcpListener, TcpStream};
 
@@ -92,40 +94,72 @@ async fn raw_reads<F: AsyncFnMut(&mut TcpStream) -> Bytes>(requests: usize, mete
     drop(kept);
 }
 
-/// An actor that answers with the body that it got.
-struct Echo<B>(std::marker::PhantomData<fn(B)>);
-struct Ask<B>(B, RpcReplyPort<B>);
+/// Where an actor's answer goes.
+trait Port<B>: Send + 'static {
+    fn answer(self, body: B);
+}
 
-impl<B: Send + 'static> Actor for Echo<B> {
-    type Msg = Ask<B>;
+impl<B: Send + 'static> Port<B> for RpcReplyPort<B> {
+    fn answer(self, body: B) {
+        drop(self.send(body));
+    }
+}
+
+impl<B: Send + 'static> Port<B> for ReplySender<B> {
+    fn answer(self, body: B) {
+        drop(self.send(body));
+    }
+}
+
+/// An actor that answers with the body that it got.
+struct Echo<B, P>(std::marker::PhantomData<fn(B, P)>);
+struct Ask<B, P>(B, P);
+
+impl<B: Send + 'static, P: Port<B>> Actor for Echo<B, P> {
+    type Msg = Ask<B, P>;
     type State = ();
     type Arguments = ();
 
-    async fn pre_start(&self, _: ActorRef<Ask<B>>, (): ()) -> Result<(), ActorProcessingErr> {
+    async fn pre_start(&self, _: ActorRef<Ask<B, P>>, (): ()) -> Result<(), ActorProcessingErr> {
         Ok(())
     }
 
     async fn handle(
         &self,
-        _: ActorRef<Ask<B>>,
-        Ask(body, reply): Ask<B>,
+        _: ActorRef<Ask<B, P>>,
+        Ask(body, reply): Ask<B, P>,
         (): &mut (),
     ) -> Result<(), ActorProcessingErr> {
-        drop(reply.send(body));
+        reply.answer(body);
         Ok(())
     }
 }
 
-async fn ask<B: Send + 'static>(requests: usize, meter: Meter, body: impl Fn() -> B) {
-    let (actor, running) = Actor::spawn(None, Echo(std::marker::PhantomData), ()).await.unwrap();
+/// Asks with bodies that `body` makes, for answers that come through the ends that `channel` makes.
+async fn ask<B, P: Port<B>, A: Future<Output = Option<B>>>(
+    requests: usize,
+    meter: Meter,
+    body: impl Fn() -> B,
+    channel: impl Fn() -> (P, A),
+) where
+    B: Send + 'static,
+{
+    let (actor, running) = Actor::spawn(None, Echo::<B, P>(std::marker::PhantomData), ()).await.unwrap();
     for number in 0..requests + requests / 10 {
         meter.begin_at(number, requests / 10);
-        let body = body();
-        drop(black_box(ractor::call!(actor, Ask, body).unwrap()));
+        let (port, answer) = channel();
+        assert!(actor.cast(Ask(body(), port)).is_ok());
+        drop(black_box(answer.await.unwrap()));
     }
     meter.end();
     actor.stop(None);
     running.await.unwrap();
+}
+
+/// ractor's own way to answer: what its `call!` makes.
+fn rpc<B: Send + 'static>() -> (RpcReplyPort<B>, impl Future<Output = Option<B>>) {
+    let (sender, receiver) = tokio::sync::oneshot::channel();
+    (sender.into(), async { receiver.await.ok() })
 }
 
 /// Publishes slices of 1000 bytes through a ring of 64 slots.
@@ -248,9 +282,14 @@ fn main() {
         pool.bytes()
     });
 
-    row("ractor: calls with a body of 4 KiB", 5000, |pooled, requests, meter| {
-        runtime.block_on(async {
-            if pooled {
+    for slots in [false, true] {
+        let name =
+            if slots { "ractor: the same, and reply slots" } else { "ractor: calls with a body of 4 KiB" };
+        row(name, 5000, |pooled, requests, meter| {
+            runtime.block_on(async {
+                if !pooled {
+                    return ask(requests, meter, || vec![0_u8; 4096], rpc).await;
+                }
                 let recycle = by(
                     || vec![0_u8; 4096],
                     |body: &mut Vec<u8>| {
@@ -259,13 +298,21 @@ fn main() {
                     },
                 );
                 let pool = Builder::new(recycle).at_end(AtEnd::Panic).build();
-                ask::<OwnedLease<Vec<u8>, _>>(requests, meter, || pool.acquire_owned().unwrap()).await;
-            } else {
-                ask(requests, meter, || vec![0_u8; 4096]).await;
-            }
+                let body = || pool.acquire_owned().unwrap();
+                let replies = Replies::new(100);
+                if slots {
+                    let channel = || {
+                        let (sender, reply) = replies.channel().unwrap();
+                        (sender, async { reply.await.ok() })
+                    };
+                    ask(requests, meter, body, channel).await;
+                } else {
+                    ask(requests, meter, body, rpc).await;
+                }
+            });
+            0
         });
-        0
-    });
+    }
 
     row("disruptor: events with 1000 bytes", 20_000, |pooled, requests, meter| {
         let pool = buffers();

@@ -18,6 +18,8 @@ pub trait Fences: Send + Sync + 'static {
     const TAKE: Ordering = Ordering::Acquire;
     /// How far a place's generation moves when its object is claimed.
     const STEP: u32 = 1;
+    /// Whether a reply's sender gives its slot up before it has taken the waker out: a fault.
+    const EARLY: bool = false;
 
     /// The owner's side.
     fn light();

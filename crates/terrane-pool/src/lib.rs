@@ -12,6 +12,7 @@
 //!   its pool. [`OwnedLease::into_key`] puts an object away under a number that can be claimed once.
 //! * A pool is bounded, and what is still out at its end is reported ([`AtEnd`], [`Pool::close`]).
 //! * [`BufPool`] hands out buffers of any length from the allocator's size classes.
+//! * [`Replies`] are slots for one answer each, from an actor or a task to whoever asked it.
 //! * [`Pool::tick`] lets a [`Sizing`](terrane_core::Sizing) policy set the depth of each thread's cache, and gives idle
 //!   objects back.
 //!
@@ -60,6 +61,7 @@ pub mod link;
 pub mod managed;
 pub mod pool;
 pub mod recycle;
+pub mod reply;
 pub mod shard;
 mod slots;
 pub mod store;
@@ -74,6 +76,7 @@ pub use lease::{Lease, OwnedLease};
 pub use managed::Managed;
 pub use pool::{AtEnd, Builder, Pool, PoolStats};
 pub use recycle::{By, Recycle, Renew, Verdict, by};
+pub use reply::{Replies, Reply, ReplySender, Unanswered};
 pub use store::{LockFree, Mutexed, Store};
 /// Policies for [`Builder::sizing`]: the same as for the caches of the allocator.
 #[cfg(not(loom))]

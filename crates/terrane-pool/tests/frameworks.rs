@@ -2,7 +2,10 @@
 #![cfg(not(loom))]
 
 use std::sync::Arc;
-use terrane_pool::{AtEnd, BufPool, BufPoolConfig, Builder, OwnedLease, Pool, Recycle, Verdict};
+use terrane_pool::{
+    AtEnd, BufPool, BufPoolConfig, Builder, OwnedLease, Pool, Recycle, Replies, ReplySender, Unanswered,
+    Verdict,
+};
 
 /// A message body that an actor receives.
 #[derive(Debug, Default)]
@@ -35,6 +38,7 @@ mod actors {
     enum Message {
         Take(OwnedLease<Body, Bodies>),
         Echo(OwnedLease<Body, Bodies>, RpcReplyPort<OwnedLease<Body, Bodies>>),
+        Answer(u64, ReplySender<u64>),
         /// Says that it is read, and holds the actor for good.
         Hold(OwnedLease<Body, Bodies>, tokio::sync::oneshot::Sender<()>),
     }
@@ -62,6 +66,7 @@ mod actors {
                     body.text.push('!');
                     drop(reply.send(body));
                 }
+                Message::Answer(number, reply) => drop(reply.send(number * 2)),
                 Message::Hold(_body, reached) => {
                     let _ = reached.send(());
                     std::future::pending::<()>().await;
@@ -119,6 +124,74 @@ mod actors {
         };
         let within = tokio::time::timeout(std::time::Duration::from_secs(20), returned).await;
         assert!(within.is_ok(), "{} leases are out", pool.stats().out());
+    }
+
+    #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+    async fn answers_come_through_pooled_slots() {
+        let replies = Replies::new(8);
+        let (actor, running) = Actor::spawn(None, Reader, ()).await.unwrap();
+        for round in 0..200 {
+            // Several wait at a time, and one leaves before its answer is there.
+            let mut waiting = Vec::new();
+            for number in 0..4 {
+                let (sender, reply) = replies.channel().unwrap();
+                assert!(actor.cast(Message::Answer(round * 4 + number, sender)).is_ok());
+                waiting.push((number, reply));
+            }
+            drop(waiting.pop());
+            for (number, reply) in waiting {
+                assert_eq!(reply.await, Ok((round * 4 + number) * 2));
+            }
+        }
+        actor.stop(None);
+        running.await.unwrap();
+        let stats = replies.stats();
+        assert!(stats.created <= 8 && stats.out() == 0, "{stats:?}");
+    }
+
+    #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+    async fn an_actor_killed_with_a_full_mailbox_leaves_no_reply_waiting() {
+        let (pool, replies) = (bodies(), Replies::new(40));
+        let (actor, running) = Actor::spawn(None, Reader, ()).await.unwrap();
+        let (reached, holds) = tokio::sync::oneshot::channel();
+        assert!(actor.cast(Message::Hold(pool.acquire_owned().unwrap(), reached)).is_ok());
+        holds.await.unwrap();
+        let mut waiting = Vec::new();
+        for number in 0..40 {
+            let (sender, reply) = replies.channel().unwrap();
+            assert!(actor.cast(Message::Answer(number, sender)).is_ok());
+            waiting.push(tokio::spawn(reply));
+        }
+        assert!(replies.channel().is_err(), "more than the bound");
+        actor.kill();
+        drop(running.await);
+        drop(actor);
+        for reply in waiting {
+            let ended = tokio::time::timeout(std::time::Duration::from_secs(20), reply).await;
+            assert_eq!(ended.expect("a reply waits for a dead actor").unwrap(), Err(Unanswered));
+        }
+        // The sender wakes before it returns, but after it has given the slot up: the receiver was the last.
+        assert_eq!(replies.stats().out(), 0);
+    }
+
+    #[tokio::test]
+    async fn an_answer_that_nobody_waits_for_comes_back_and_one_unread_is_dropped() {
+        let replies = Replies::<Arc<()>>::new(2);
+        let answer = Arc::new(());
+        let (sender, reply) = replies.channel().unwrap();
+        assert!(!sender.is_abandoned());
+        drop(reply);
+        assert!(sender.is_abandoned());
+        assert!(sender.send(answer.clone()).is_err());
+        let (sender, reply) = replies.channel().unwrap();
+        sender.send(answer.clone()).unwrap();
+        drop(reply);
+        assert_eq!((Arc::strong_count(&answer), replies.stats().out()), (1, 0));
+        // An end may outlive the pool.
+        let (sender, reply) = replies.channel().unwrap();
+        drop(replies);
+        sender.send(answer).unwrap();
+        assert!(reply.await.is_ok());
     }
 
     #[tokio::test]
