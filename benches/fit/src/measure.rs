@@ -71,6 +71,7 @@ impl Random {
 /// Nanoseconds for one vacate and one place with `spans` spans live, the choice of victim and length included.
 pub fn pair(which: usize, spans: usize, pairs: usize) -> f64 {
     fn run<C: Contender>(mut contender: C, spans: usize, pairs: usize) -> f64 {
+        contender.warm();
         let mut random = Random(0x2545_F491_4F6C_DD1D);
         let mut live: Vec<C::Token> = (0..spans)
             .filter_map(|_| {
@@ -109,6 +110,7 @@ pub fn pair(which: usize, spans: usize, pairs: usize) -> f64 {
 /// Plays `trace` in a space of `space` units; requests that failed and seconds.
 pub fn play(which: usize, trace: &Trace, space: u64) -> (u64, f64) {
     fn run<C: Contender>(mut contender: C, trace: &Trace) -> (u64, f64) {
+        contender.warm();
         let mut tokens = vec![None; trace.ids()];
         let mut failed = 0;
         let begin = Instant::now();
