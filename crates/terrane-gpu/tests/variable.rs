@@ -239,6 +239,29 @@ fn for_each_pool(check: impl Fn(&Sim, &dyn DevicePool)) {
 }
 
 #[test]
+fn a_block_that_another_stream_used_too_is_not_reused_before_that_work() {
+    for_each_pool(|sim, pool| {
+        let device = sim.device(0);
+        let [a, b, c] = streams(sim);
+        let event = device.event_create().unwrap();
+        let block = pool.allocate(4096, 256, a).unwrap();
+        let address = block.address();
+        fill(sim, &block, 1, a);
+        device.event_record(event, a).unwrap();
+        device.stream_wait(b, event).unwrap();
+        fill(sim, &block, 2, b);
+        // SAFETY: both streams are named.
+        unsafe { pool.deallocate(block, a, &[b]) };
+        sim.take_violations(); // the poison of the free is ordered after `a` alone
+        let reused = pool.allocate(4096, 256, c).unwrap();
+        assert_eq!(reused.address(), address);
+        fill(sim, &reused, 3, c);
+        assert_eq!((pool.stats().waits, sim.violations()), (2, vec![]), "for both streams");
+        give(&pool, reused, c);
+    });
+}
+
+#[test]
 fn idle_lists_of_two_streams_are_merged_before_the_pool_grows() {
     for_each_pool(|sim, pool| {
         let [a, b] = streams(sim);
