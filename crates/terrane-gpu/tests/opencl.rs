@@ -82,6 +82,49 @@ fn opencl_events_tell_when_work_is_done_and_call_back() {
 }
 
 #[test]
+fn opencl_streams_wait_for_long_work_of_others() {
+    let Some(device) = device("opencl_streams_wait") else { return };
+    let (a, b) = (device.stream_create().unwrap(), device.stream_create().unwrap());
+    let (first, second) = (device.event_create().unwrap(), device.event_create().unwrap());
+    let len = 128 << 20;
+    let address = device.alloc(len).unwrap();
+    for round in 0..4 {
+        // SAFETY: the memory is ours.
+        unsafe { device.fill(address, round, len, a).unwrap() };
+        device.event_record(first, a).unwrap();
+        device.stream_wait(b, first).unwrap();
+        device.event_record(second, b).unwrap();
+        while !device.event_query(second).unwrap() {
+            std::thread::yield_now();
+        }
+        assert!(device.event_query(first).unwrap(), "the second stream did not wait");
+    }
+    // SAFETY: `free` waits for all work.
+    unsafe { device.free(address).unwrap() };
+}
+
+#[test]
+fn opencl_copies_with_memory_that_is_not_page_locked_are_done_when_they_return() {
+    let Some(device) = device("opencl_copies") else { return };
+    let stream = device.stream_create().unwrap();
+    let len = 64 << 20;
+    let address = device.alloc(len).unwrap();
+    let mut host = vec![1u8; len as usize];
+    let mut back = vec![0u8; len as usize];
+    for round in 1..=3u8 {
+        host.fill(round);
+        // SAFETY: the memory is ours, and the host's is read before the call returns.
+        unsafe { device.upload(address, host.as_ptr(), len, stream).unwrap() };
+        host.fill(0);
+        // SAFETY: as above, and written before the call returns.
+        unsafe { device.download(back.as_mut_ptr(), address, len, stream).unwrap() };
+        assert!(back.iter().all(|&byte| byte == round), "round {round}");
+    }
+    // SAFETY: `free` waits for all work.
+    unsafe { device.free(address).unwrap() };
+}
+
+#[test]
 fn child_says_what_is_absent() {
     let Ok(expected) = std::env::var("EXPECTED_ABSENCE") else { return };
     // A panic ends this process, even one that somebody catches.
