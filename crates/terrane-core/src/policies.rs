@@ -145,7 +145,7 @@ impl<const N: usize> Sizing for HitRate<N> {
             if memory.ample >= PATIENCE {
                 memory.ample = 0;
                 // Half of what was never needed: what is left is still more than was needed.
-                grants.set(sample, (sample.capacity - sample.low_water / 2).max(self.floor));
+                grants.set(sample, sample.capacity.saturating_sub(sample.low_water / 2).max(self.floor));
             }
         }
     }
@@ -188,7 +188,7 @@ impl<const N: usize> Sizing for LowWater<N> {
                 memory.ample += 1;
                 if memory.ample >= PATIENCE {
                     memory.ample = 0;
-                    grants.set(sample, (sample.capacity - sample.low_water / 2).max(self.floor));
+                    grants.set(sample, sample.capacity.saturating_sub(sample.low_water / 2).max(self.floor));
                 }
             } else {
                 memory.ample = 0;

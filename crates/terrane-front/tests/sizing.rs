@@ -266,3 +266,15 @@ fn misses_without_overflows_are_no_reason_to_grow() {
     assert_eq!(grown(&mut LowWater::<8>::new(4)), 0);
     assert_eq!(grown(&mut MarginalGain::<8>::new(640, 2)), 0);
 }
+
+/// A cache whose capacity was just taken away may hold more than it may from now on.
+#[test]
+fn a_cache_that_holds_more_than_it_may_shrinks_to_the_floor_and_never_grows() {
+    let sample = Sample { hits: 1000, low_water: 64, capacity: 16, object_bytes: 64, ..Sample::default() };
+    let policies: [&mut dyn Sizing; 2] = [&mut LowWater::<1>::new(4), &mut HitRate::<1>::new(950, 4)];
+    for policy in policies {
+        let mut moves = Vec::new();
+        (0..100).for_each(|_| policy.decide(&[sample], 1 << 20, &mut |to| moves.push(to.capacity)));
+        assert!(!moves.is_empty() && moves.iter().all(|&capacity| capacity == 4), "{moves:?}");
+    }
+}
