@@ -43,6 +43,8 @@
 //!
 //! * `bytes`: [`PooledBuf`] is a `BufMut` and freezes into `Bytes`.
 //! * `managed`: `Managed`, a pool whose acquire waits for an object, with a deadline, under tokio.
+//! * An object costs one word beside itself, and does not move: a lease is a pointer to it. Nodes of up to 1.5 KiB share chunks,
+//!   which are freed when they are empty.
 //! * Objects are `Send + 'static`. At most 256 threads at a time have a cache of their own; more share a common level under a
 //!   lock.
 //! * On Linux a thread's own operations need no fence, because a search of all caches uses `membarrier(2)`; elsewhere each
@@ -81,3 +83,8 @@ pub use store::{LockFree, Mutexed, Store};
 /// Policies for [`Builder::sizing`]: the same as for the caches of the allocator.
 #[cfg(not(loom))]
 pub use terrane_front::sizing;
+
+/// Its example is a test too.
+#[cfg(doctest)]
+#[doc = include_str!("../README.md")]
+struct Readme;
