@@ -20,7 +20,7 @@ use terrane_core::policies::{HitRate, LowWater};
 use terrane_core::{Move, Sample, Sizing};
 
 /// Bytes that the lists of one heap may hold together.
-pub const LISTS_BYTES: u64 = 2 << 20;
+pub const LISTS_BYTES: u64 = 4 << 20;
 
 /// Blocks that one list may hold at most, whatever their size.
 pub const MOST_BLOCKS: u32 = 1024;

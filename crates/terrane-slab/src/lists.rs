@@ -16,7 +16,7 @@ use core::cell::Cell;
 use core::ptr;
 
 /// Bytes of free blocks that a list and what is set aside for it should hold at most, together.
-const LIST_BYTES: usize = 32 * 1024;
+const LIST_BYTES: usize = 64 * 1024;
 
 /// Blocks of `class` that a list and what is set aside for it should hold at most, together, until a policy says otherwise
 /// ([`depths`](crate::depths)).
@@ -35,13 +35,13 @@ pub const fn bound(class: usize) -> u32 {
 /// Blocks that a heap looks at or returns in one go when a list that holds up to `depth` is to be cut back.
 #[inline]
 pub(crate) const fn part(depth: u32) -> u32 {
-    let quarter = depth / 4;
-    if quarter > 32 {
+    let eighth = depth / 8;
+    if eighth > 32 {
         32
-    } else if quarter < 2 {
+    } else if eighth < 2 {
         2
     } else {
-        quarter
+        eighth
     }
 }
 
