@@ -3,6 +3,7 @@
 mod suite;
 
 use proptest::prelude::*;
+use suite::learnt::{Coarse, Exact, Learnt, Waits};
 use suite::{Model, Subject, behaves, check, every_sequence, ops, place};
 use terrane_fit::{
     Adaptive, BestFit, Buddy, Deferred, FirstFit, NextFit, PlaceError, PlacementError, Span, Tlsf,
@@ -125,3 +126,25 @@ contract!(
     deferred_best_fit: Deferred<BestFit, 2>,
     deferred_buddy: Deferred<Buddy, 2>
 );
+
+macro_rules! learnt {
+    ($($name:ident: $lesson:ty),*) => {$(
+        mod $name {
+            use super::*;
+
+            proptest! {
+                #![proptest_config(ProptestConfig::with_cases(200))]
+                #[test]
+                fn any_sequence_leaves_engine_and_model_alike((granule, ops) in ops()) {
+                    behaves::<Learnt<$lesson>>(granule, &ops);
+                }
+            }
+
+            #[test]
+            fn every_short_sequence_on_a_small_space_is_as_the_oracle_says() {
+                assert!(every_sequence::<Learnt<$lesson>>(4, 3, false) > 2_000);
+            }
+        }
+    )*};
+}
+learnt!(adaptive_that_lets_wait: Waits, adaptive_that_rounds_coarsely: Coarse, adaptive_that_is_exact: Exact);

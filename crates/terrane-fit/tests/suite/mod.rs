@@ -1,5 +1,7 @@
 //! The contract of a placement engine as checks against a model that knows nothing but a list of live spans.
 
+pub mod learnt;
+
 use proptest::prelude::*;
 use terrane_fit::{
     Adaptive, BestFit, Buddy, Checked, Deferred, FirstFit, NextFit, PlaceError, PlacementError, Span, Survey,
