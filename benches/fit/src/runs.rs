@@ -15,6 +15,8 @@ use terrane_slab::{Shared, bitmap};
 
 /// Runs up to this length are placed from the high end, as those of slabs.
 const SLAB_RUN: u64 = 16;
+/// Open segments that are looked into before the one that was taken from last.
+const LOOKS: usize = 8;
 
 /// A run: its first slice, counted over all segments, and its length.
 type Run = (u64, u64);
@@ -27,9 +29,10 @@ trait Segments {
     fn count(&self) -> usize;
 }
 
-/// What the slab heap does: two bitmaps for each segment, lock-free.
+/// What the slab heap does: two bitmaps for each segment, lock-free, and one of segments with free slices.
 struct Bitmaps {
     segments: Vec<[Vec<AtomicU64>; 2]>,
+    open: Vec<AtomicU64>,
     hint: usize,
 }
 
@@ -46,20 +49,38 @@ impl Bitmaps {
         bitmap::set::<Shared>(dirty, first, len);
         Some(((segment * SLICES + first) as u64, len as u64))
     }
+
+    /// From the lowest open segment that has a run, among the first `looks`.
+    fn claim_open(&self, looks: usize, len: u64, align: u64) -> Option<Run> {
+        let mut from = 0;
+        for _ in 0..looks {
+            let segment = bitmap::next_set(&self.open, from)?;
+            let run = self.claim(segment, len, align);
+            if run.is_some() {
+                return run;
+            }
+            if bitmap::next_set(&self.segments[segment][0], 0).is_none() {
+                bitmap::clear::<Shared>(&self.open, segment, 1);
+            }
+            from = segment + 1;
+        }
+        None
+    }
 }
 
 impl Segments for Bitmaps {
     fn new() -> Self {
-        Self { segments: Vec::new(), hint: 0 }
+        Self { segments: Vec::new(), open: (0..64).map(|_| AtomicU64::new(0)).collect(), hint: 0 }
     }
     fn take(&mut self, len: u64, align: u64) -> Run {
-        let near = self.claim(self.hint, len, align);
-        let run =
-            near.or_else(|| (0..self.segments.len()).find_map(|segment| self.claim(segment, len, align)));
+        let run = self.claim_open(LOOKS, len, align);
+        let run = run.or_else(|| self.claim(self.hint, len, align));
+        let run = run.or_else(|| self.claim_open(usize::MAX, len, align));
         let run = run.unwrap_or_else(|| {
             let words = || (0..SLICES / 64).map(|_| AtomicU64::new(0)).collect::<Vec<_>>();
             let (free, dirty) = (words(), words());
             bitmap::set::<Shared>(&free, HEADER_SLICES, SLICES - HEADER_SLICES);
+            bitmap::set::<Shared>(&self.open, self.segments.len(), 1);
             self.segments.push([free, dirty]);
             self.claim(self.segments.len() - 1, len, align).expect("a run fits into an empty segment")
         });
@@ -69,6 +90,10 @@ impl Segments for Bitmaps {
     fn give(&mut self, (first, len): Run) {
         let [free, _] = &self.segments[first as usize / SLICES];
         bitmap::release::<Shared>(free, first as usize % SLICES, len as usize);
+        let segment = first as usize / SLICES;
+        if !bitmap::all_set(&self.open, segment, 1) {
+            bitmap::set::<Shared>(&self.open, segment, 1);
+        }
     }
     fn count(&self) -> usize {
         self.segments.len()

@@ -35,6 +35,9 @@ pub use crate::policy::Policy;
 /// Shelves of one class: heaps are spread over them so that they seldom meet.
 pub const SHARDS: usize = if cfg!(loom) { 1 } else { 8 };
 
+/// Open segments that are looked into before the segment that a heap took from last.
+const LOOKS: usize = 8;
+
 /// Longest run that is placed as that of a slab.
 const SLAB_RUN: usize = 16;
 
@@ -178,8 +181,8 @@ impl<S: PageSource, K: Sharing, O: Observer> Domain<S, K, O> {
         self.arenas_near(0).map(|(_, arena)| arena)
     }
 
-    /// Takes `len` slices whose first is at a multiple of `align` slices, from `hint` if it has them, else from memory of
-    /// `node` if there is some.
+    /// Takes `len` slices whose first is at a multiple of `align` slices, from one of the lowest segments or `hint` if they have
+    /// them, else from memory of `node` if there is some.
     ///
     /// # Errors
     /// The source's own, when it has no more.
@@ -191,6 +194,19 @@ impl<S: PageSource, K: Sharing, O: Observer> Domain<S, K, O> {
         hint: *const Segment,
     ) -> Result<Run, SourceError> {
         debug_assert!(len >= 1 && len <= USABLE_SLICES);
+        let mut all = usize::MAX;
+        if !hint.is_null() {
+            // The lowest segments first, whose free slices hold memory already more often than those of the hint, the segment
+            // that was fresh last. A few only: the hint bounds the search where many segments have no room.
+            let mut looks = LOOKS;
+            for (_, arena) in
+                self.arenas_near(node).take_while(|(_, a)| a.node() == node || self.nodes() <= 1)
+            {
+                if let Some(run) = self.take_open(arena, len, align, &mut looks)? {
+                    return Ok(run);
+                }
+            }
+        }
         // SAFETY: a hint is null or a segment of slices of this domain, whose header stays readable.
         if let Some(segment) = unsafe { hint.as_ref() }
             && let Some(run) = self.take_from(segment, len, align)?
@@ -202,7 +218,7 @@ impl<S: PageSource, K: Sharing, O: Observer> Domain<S, K, O> {
                 // Memory of another node is taken only when this node's arenas cannot grow: see below.
                 break;
             }
-            if let Some(run) = self.take_open(arena, len, align)? {
+            if let Some(run) = self.take_open(arena, len, align, &mut all)? {
                 return Ok(run);
             }
         }
@@ -216,7 +232,7 @@ impl<S: PageSource, K: Sharing, O: Observer> Domain<S, K, O> {
             }
             Err(error) => {
                 for (_, arena) in self.arenas_near(node) {
-                    if let Some(run) = self.take_open(arena, len, align)? {
+                    if let Some(run) = self.take_open(arena, len, align, &mut all)? {
                         return Ok(run);
                     }
                 }
@@ -225,9 +241,19 @@ impl<S: PageSource, K: Sharing, O: Observer> Domain<S, K, O> {
         }
     }
 
-    fn take_open(&self, arena: &Arena, len: usize, align: usize) -> Result<Option<Run>, SourceError> {
+    /// Takes a run from the lowest open segment that has one, looking into `looks` segments at most, which is counted down.
+    fn take_open(
+        &self,
+        arena: &Arena,
+        len: usize,
+        align: usize,
+        looks: &mut usize,
+    ) -> Result<Option<Run>, SourceError> {
         let mut from = 0;
-        while let Some(index) = bitmap::next_set(arena.open(), from) {
+        while *looks > 0
+            && let Some(index) = bitmap::next_set(arena.open(), from)
+        {
+            *looks -= 1;
             let segment = arena.segment(index);
             if let Some(run) = self.take_from(segment, len, align)? {
                 return Ok(Some(run));

@@ -11,6 +11,7 @@ use std::ptr::NonNull;
 use std::sync::atomic::Ordering;
 use support::Strict;
 use terrane_slab::PrivateHeap;
+use terrane_slab::segment::SEGMENT_BYTES;
 
 #[derive(Clone, Debug)]
 enum Op {
@@ -192,6 +193,25 @@ fn many_small_blocks_fill_slabs_and_all_come_back() {
     }
     heap.release_free_memory();
     assert_eq!(heap.domain().counters.slices_in_use.get(), 0);
+}
+
+#[test]
+fn room_in_an_old_segment_is_used_before_that_of_the_segment_taken_from_last() {
+    let source = Strict::new();
+    let heap = PrivateHeap::new_in(&source).unwrap();
+    let segment = |block: NonNull<u8>| block.addr().get() / SEGMENT_BYTES;
+    let long = |bytes| heap.alloc(bytes, 8).unwrap();
+    let first = long(2 << 20);
+    let mut blocks = vec![first];
+    while segment(*blocks.last().unwrap()) == segment(first) {
+        blocks.push(long(2 << 20));
+    }
+    // The block in the second segment stays, and the heap has taken from there last.
+    for block in blocks.drain(..blocks.len() - 1) {
+        // SAFETY: it is live and came from this heap.
+        unsafe { heap.free(block, 2 << 20, 8) };
+    }
+    assert_eq!(segment(long(3 << 20)), segment(first));
 }
 
 #[test]
