@@ -77,7 +77,10 @@ fn slices_are_copied_in_pieces_of_which_only_a_few_are_in_flight() {
     let (sim, stream, pool, pinned, transfers) = set_up(3);
     let values: Vec<u64> = (0..5_000_000).map(|i| i * 7).collect();
     let there = DeviceBuf::new_in(pool, values.len(), stream).unwrap();
-    let there = transfers.upload_slice(&values, there).unwrap().wait().unwrap();
+    let transfer = transfers.upload_slice(&values, there).unwrap();
+    let under_way = pinned.stats().live_blocks;
+    assert!((1..=3).contains(&under_way), "{under_way} pieces are kept while they are copied");
+    let there = transfer.wait().unwrap();
     let mut back = vec![0; values.len()];
     transfers.download_slice(&there, &mut back).unwrap();
     assert_eq!(back, values);
