@@ -295,8 +295,11 @@ impl<S: PageSource, K: Sharing, O: Observer> Domain<S, K, O> {
         })?;
         let segment = segment_at(number);
         let base = segment.huge_base();
-        let colour = place.colour(base);
+        // Behind the start of its second segment a block would be looked for in a header that is not there: a span that begins
+        // there keeps doing so, without a colour.
+        let colour = if base.addr().is_multiple_of(SEGMENT_BYTES) { 0 } else { place.colour(base) };
         let fits = base.addr().is_multiple_of(align)
+            && place.allows(colour)
             && segment.huge_room() >= bytes + colour
             && self.huge_commit(segment, bytes + colour).is_ok();
         if !fits {
