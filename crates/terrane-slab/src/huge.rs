@@ -1,7 +1,7 @@
 //! Huge blocks: spans of whole segments, one block each, kept in a cache that decays by time and by bytes.
 //!
 //! Invariant: the header in the first segment of a span describes the whole span; the block starts behind the header, at a
-//! multiple of 2 MiB (so that page tables can be moved whole) and its colour (`colour.rs`), or, when its alignment is a segment
+//! multiple of 2 MiB (so that page tables can be moved whole) and its colour, `colour.rs`, or, when its alignment is a segment
 //! or more, at the start of the span's second segment. The span is live, in the cache, or free in its arena; `huge_live` says which of the first two,
 //! and changes hands by one compare-exchange.
 //!

@@ -1,7 +1,7 @@
 //! Large blocks: single runs of slices, kept by each thread in a cache that decays.
 //!
 //! Invariant: the first slice of a live large block has the tag [`Entry::LARGE`], and says how far into it the block begins
-//! (its colour (`colour.rs`)); the thread that frees the block takes the tag away, so a second free is caught. A large block
+//! (its colour, `colour.rs`); the thread that frees the block takes the tag away, so a second free is caught. A large block
 //! has no owner: whoever frees it may keep it.
 //!
 //! The cache is a list per length class, beside the thread's lists of small blocks, so that a hit needs no heap. The heap grants
