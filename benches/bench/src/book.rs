@@ -44,6 +44,12 @@ pub fn page(results: &Results) -> String {
         section("Goals", text, &goals::rows(results));
     }
     section(
+        "Against each",
+        "Terrane's time per operation and peak memory as multiples of another's, geometric means over all cases that both have \
+         finished.",
+        &table::against_each(results),
+    );
+    section(
         "Time per operation",
         "Median of the rounds with half the distance from the smallest to the largest; \\* marks the best of the row.",
         &table::of_metric(results, Metric::Time),
@@ -76,6 +82,7 @@ pub fn page(results: &Results) -> String {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::peers::OURS;
     use crate::record::{Idle, Record};
     use crate::results::{Case, Runs};
 
@@ -85,14 +92,22 @@ mod tests {
         let record = Record { ops: 1, elapsed_ns: 5, peak_bytes: 1 << 20, idle, ..Record::default() };
         let mut case = Case { workload: "burst-and-idle".into(), threads: 1, ..Case::default() };
         case.by.insert("system".into(), Runs { rounds: vec![record], ..Runs::default() });
-        let results = Results { allocators: vec!["system".into()], cases: vec![case], ..Results::default() };
+        let mut results =
+            Results { allocators: vec!["system".into()], cases: vec![case.clone()], ..Results::default() };
         let page = page(&results);
         for title in ["Time per operation", "Peak resident memory", "Memory one second", "The workloads"] {
             assert!(page.contains(&format!("## {title}")), "{title}");
         }
-        for title in ["Goals", "Latency", "Instructions", "Whole programs"] {
+        for title in ["Goals", "Against each", "Latency", "Instructions", "Whole programs"] {
             assert!(!page.contains(&format!("## {title}")), "{title}");
         }
         assert!(page.contains("| burst-and-idle | 1.00 MiB | 2.00 MiB |"), "{page}");
+
+        let ours = Record { ops: 1, elapsed_ns: 10, peak_bytes: 1 << 19, ..Record::default() };
+        case.by.insert(OURS.into(), Runs { rounds: vec![ours], ..Runs::default() });
+        results.allocators.push(OURS.into());
+        results.cases = vec![case];
+        let page = super::page(&results);
+        assert!(page.contains("| system | 1 | 2.00 | 0.50 |"), "{page}");
     }
 }

@@ -84,6 +84,29 @@ pub fn of_metric(results: &Results, metric: Metric) -> Rows {
     rows
 }
 
+/// Geometric means of our ratios to each peer, over the cases that both have finished.
+pub fn against_each(results: &Results) -> Rows {
+    let words = ["against", "cases", "time", "peak memory"].map(str::to_owned);
+    let mut rows: Rows = vec![words.into()];
+    for peer in results.peers().into_iter().filter(|peer| *peer != OURS) {
+        let ratios = |metric| -> Vec<f64> {
+            let ratio = |case: &Case| Some(case.median(OURS, metric)? / case.median(peer, metric)?);
+            results.cases.iter().filter_map(ratio).collect()
+        };
+        let (times, peaks) = (ratios(Metric::Time), ratios(Metric::Peak));
+        if let (Some(time), Some(peak)) = (stats::geometric_mean(times.clone()), stats::geometric_mean(peaks))
+        {
+            rows.push(vec![
+                peer.to_owned(),
+                times.len().to_string(),
+                format!("{time:.2}"),
+                format!("{peak:.2}"),
+            ]);
+        }
+    }
+    rows
+}
+
 /// Instructions per operation.
 pub fn instructions(results: &Results) -> Rows {
     let mut rows: Vec<Vec<String>> = vec![vec!["workload".to_owned()]];
