@@ -115,8 +115,7 @@ impl Tool {
                 Run { args: "-p terrane-core --lib --tests", leaks: true },
                 Run { args: "-p terrane-fit --test compaction", leaks: true },
                 Run {
-                    args: "-p terrane-pool --test pool -- detached_ a_destructor an_object_whose objects_ warm trim \
-                           --skip a_stream_of",
+                    args: "-p terrane-pool --test pool -- detached_ a_destructor an_object_whose objects_ warm trim",
                     leaks: true,
                 },
             ],

@@ -5,8 +5,8 @@
 //!
 //! Slices begin at multiples of 64 KiB. If blocks did so too, the same element of every long array would lie in the same set of
 //! each cache, and a program that walks more arrays in step than a set has ways (12 or 16 today) would miss on every access. So a
-//! block begins at one of the 64 cache lines of its first page, which one a hash of the slice's number says. The colour is taken from what
-//! rounding up to slices leaves: it costs no memory, and a block of whole slices has none.
+//! block begins at one of the 64 cache lines of its first page, which one a hash of the slice's number says. The colour is taken
+//! from what rounding up to slices leaves: it costs no memory, and a block of whole slices has none.
 
 use crate::segment::{SLICE_BYTES, SLICE_SHIFT};
 

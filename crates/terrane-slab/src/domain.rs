@@ -194,14 +194,15 @@ impl<S: PageSource, K: Sharing, O: Observer> Domain<S, K, O> {
         hint: *const Segment,
     ) -> Result<Run, SourceError> {
         debug_assert!(len >= 1 && len <= USABLE_SLICES);
+        // Memory of another node is taken only when this node's arenas cannot grow: see below.
+        let near =
+            || self.arenas_near(node).take_while(|(_, arena)| arena.node() == node || self.nodes() <= 1);
         let mut all = usize::MAX;
         if !hint.is_null() {
             // The lowest segments first, whose free slices hold memory already more often than those of the hint, the segment
             // that was fresh last. A few only: the hint bounds the search where many segments have no room.
             let mut looks = LOOKS;
-            for (_, arena) in
-                self.arenas_near(node).take_while(|(_, a)| a.node() == node || self.nodes() <= 1)
-            {
+            for (_, arena) in near() {
                 if let Some(run) = self.take_open(arena, len, align, &mut looks)? {
                     return Ok(run);
                 }
@@ -213,11 +214,7 @@ impl<S: PageSource, K: Sharing, O: Observer> Domain<S, K, O> {
         {
             return Ok(run);
         }
-        for (_, arena) in self.arenas_near(node) {
-            if arena.node() != node && self.nodes() > 1 {
-                // Memory of another node is taken only when this node's arenas cannot grow: see below.
-                break;
-            }
+        for (_, arena) in near() {
             if let Some(run) = self.take_open(arena, len, align, &mut all)? {
                 return Ok(run);
             }

@@ -1,6 +1,7 @@
 //! Faults that the models plant on purpose, to show that they would be found.
 //!
-//! In every build but loom's, and that of the random schedules, the functions below answer as if there were none, and compile to nothing.
+//! In every build but loom's, and that of the random schedules, the functions below answer as if there were none, and compile
+//! to nothing.
 
 /// What is planted.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]

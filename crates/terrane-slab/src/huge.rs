@@ -1,9 +1,9 @@
 //! Huge blocks: spans of whole segments, one block each, kept in a cache that decays by time and by bytes.
 //!
 //! Invariant: the header in the first segment of a span describes the whole span; the block starts behind the header, at a
-//! multiple of 2 MiB (so that page tables can be moved whole) and its colour, `colour.rs`, or, when its alignment is a segment
-//! or more, at the start of the span's second segment. The span is live, in the cache, or free in its arena; `huge_live` says which of the first two,
-//! and changes hands by one compare-exchange.
+//! multiple of 2 MiB (so that page tables can be moved whole) and its colour (see `colour.rs`), or, when its alignment is a
+//! segment or more, at the start of the span's second segment. The span is live, in the cache, or free in its arena;
+//! `huge_live` says which of the first two, and changes hands by one compare-exchange.
 //!
 //! The cache is an array of words. A word packs all that a search needs, so that looking for a span reads no header that
 //! another thread might be giving back:
@@ -180,8 +180,8 @@ impl Segment {
 }
 
 impl<S: PageSource, K: Sharing, O: Observer> Domain<S, K, O> {
-    /// A block of `bytes` at a multiple of `align`, in this `place`, and whether it reads as zero. `spare` more bytes of address space are kept
-    /// behind it, for growth. A block that will be `dense` is backed by huge pages, if the policy has them.
+    /// A block of `bytes` at a multiple of `align`, in this `place`, and whether it reads as zero. `spare` more bytes of address
+    /// space are kept behind it, for growth. A block that will be `dense` is backed by huge pages, if the policy has them.
     ///
     /// # Errors
     /// The source's own, or [`SourceError::Limit`] for blocks above [`MAX_HUGE`].
@@ -201,7 +201,8 @@ impl<S: PageSource, K: Sharing, O: Observer> Domain<S, K, O> {
         let offset = if align >= SEGMENT_BYTES { SEGMENT_BYTES } else { BLOCK_OFFSET.max(align) };
         let segments = (offset + reach).div_ceil(SEGMENT_BYTES);
         if spare == 0
-            && let Some(cached) = self.huge_reuse(bytes, align, place, offset, segments, node)
+            && let Place::Anywhere(..) = place
+            && let Some(cached) = self.huge_reuse(bytes, align, offset, segments, node)
         {
             return Ok((cached, false));
         }
@@ -283,7 +284,6 @@ impl<S: PageSource, K: Sharing, O: Observer> Domain<S, K, O> {
         &self,
         bytes: usize,
         align: usize,
-        place: Place,
         offset: usize,
         segments: usize,
         node: u32,
@@ -297,9 +297,9 @@ impl<S: PageSource, K: Sharing, O: Observer> Domain<S, K, O> {
         let base = segment.huge_base();
         // Behind the start of its second segment a block would be looked for in a header that is not there: a span that begins
         // there keeps doing so, without a colour.
-        let colour = if base.addr().is_multiple_of(SEGMENT_BYTES) { 0 } else { place.colour(base) };
+        let colour =
+            if base.addr().is_multiple_of(SEGMENT_BYTES) { 0 } else { colour::of(base, bytes, align) };
         let fits = base.addr().is_multiple_of(align)
-            && place.allows(colour)
             && segment.huge_room() >= bytes + colour
             && self.huge_commit(segment, bytes + colour).is_ok();
         if !fits {

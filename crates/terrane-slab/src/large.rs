@@ -348,14 +348,6 @@ impl Place {
         }
     }
 
-    /// Whether a block in this place may have this colour, where it has to have one that [`colour`](Self::colour) does not give.
-    pub(crate) fn allows(self, colour: usize) -> bool {
-        match self {
-            Self::Anywhere(..) => true,
-            Self::At(own) => colour == own,
-        }
-    }
-
     /// The colour of a block whose first slice starts at `start`.
     pub(crate) fn colour(self, start: *mut u8) -> usize {
         match self {
