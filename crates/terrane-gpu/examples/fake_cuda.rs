@@ -136,8 +136,8 @@ exports! {
         unsafe { put(bytes, Ok(sim().device(device as usize).info().total_bytes as usize)) }
     }
     fn cuDeviceGetAttribute(value: *mut i32, which: i32, _device: i32) {
-        // SAFETY: see above. 102: virtual memory; 115: memory pools; 130: NUMA node.
-        unsafe { put(value, Ok(match which { 102 | 115 => 1, 130 => number("FAKE_CUDA_NUMA", u64::MAX) as i32, _ => 0 })) }
+        // SAFETY: see above. 102: virtual memory; 115: memory pools; 134: the host's memory node, -1 if unknown.
+        unsafe { put(value, Ok(match which { 102 | 115 => 1, 134 => number("FAKE_CUDA_NUMA", u64::MAX) as i32, _ => 0 })) }
     }
     fn cuDevicePrimaryCtxRetain(context: *mut *mut c_void, device: i32) {
         // SAFETY: see above.

@@ -40,6 +40,16 @@ pub(super) struct AccessDesc {
 
 const _: () = assert!(size_of::<AllocationProp>() == 32 && size_of::<AccessDesc>() == 12);
 
+/// `CUdevice_attribute`: what a device may be asked.
+pub(super) mod attribute {
+    /// `CU_DEVICE_ATTRIBUTE_VIRTUAL_ADDRESS_MANAGEMENT_SUPPORTED`.
+    pub(in super::super) const VIRTUAL_MEMORY: i32 = 102;
+    /// `CU_DEVICE_ATTRIBUTE_MEMORY_POOLS_SUPPORTED`.
+    pub(in super::super) const MEMORY_POOLS: i32 = 115;
+    /// `CU_DEVICE_ATTRIBUTE_HOST_NUMA_ID`.
+    pub(in super::super) const HOST_NUMA_NODE: i32 = 134;
+}
+
 macro_rules! functions {
     (needed { $($need:ident($($np:ty),*);)* } optional { $($opt:ident($($op:ty),*);)* }) => {
         /// Pointers to the driver's functions, by the driver's names without version.
@@ -174,4 +184,86 @@ pub(super) fn driver() -> Result<&'static Driver, GpuAbsence> {
 #[inline]
 pub(super) fn check(call: &'static str, code: i32) -> DriverResult<()> {
     if code == 0 { Ok(()) } else { Err(DriverError { call, code }) }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::cuda::{
+        CAPTURE_RELAXED, EVENT_DISABLE_TIMING, HOST_PORTABLE, NOT_READY, STREAM_NON_BLOCKING, memory,
+    };
+    use crate::error::DriverError;
+    use core::mem::offset_of;
+    use cudarc::driver::sys;
+
+    #[test]
+    fn numbers_are_those_of_the_driver_s_header() {
+        use sys::CUdevice_attribute as Attribute;
+        use sys::CUmemPool_attribute as Pool;
+        use sys::cudaError_enum as Code;
+        assert_eq!(
+            attribute::VIRTUAL_MEMORY,
+            Attribute::CU_DEVICE_ATTRIBUTE_VIRTUAL_ADDRESS_MANAGEMENT_SUPPORTED as i32
+        );
+        assert_eq!(attribute::MEMORY_POOLS, Attribute::CU_DEVICE_ATTRIBUTE_MEMORY_POOLS_SUPPORTED as i32);
+        assert_eq!(attribute::HOST_NUMA_NODE, Attribute::CU_DEVICE_ATTRIBUTE_HOST_NUMA_ID as i32);
+        assert_eq!(memory::RELEASE_THRESHOLD, Pool::CU_MEMPOOL_ATTR_RELEASE_THRESHOLD as i32);
+        assert_eq!(memory::RESERVED_NOW, Pool::CU_MEMPOOL_ATTR_RESERVED_MEM_CURRENT as i32);
+        assert_eq!(memory::USED_NOW, Pool::CU_MEMPOOL_ATTR_USED_MEM_CURRENT as i32);
+        assert_eq!(memory::PINNED, sys::CUmemAllocationType::CU_MEM_ALLOCATION_TYPE_PINNED as i32);
+        assert_eq!(memory::ON_DEVICE, sys::CUmemLocationType::CU_MEM_LOCATION_TYPE_DEVICE as i32);
+        assert_eq!(memory::READ_WRITE, sys::CUmemAccess_flags::CU_MEM_ACCESS_FLAGS_PROT_READWRITE as i32);
+        assert_eq!(STREAM_NON_BLOCKING, sys::CUstream_flags::CU_STREAM_NON_BLOCKING as u32);
+        assert_eq!(EVENT_DISABLE_TIMING, sys::CUevent_flags::CU_EVENT_DISABLE_TIMING as u32);
+        assert_eq!(HOST_PORTABLE, sys::CU_MEMHOSTALLOC_PORTABLE);
+        assert_eq!(HOST_PORTABLE, sys::CU_MEMHOSTREGISTER_PORTABLE);
+        assert_eq!(CAPTURE_RELAXED, sys::CUstreamCaptureMode::CU_STREAM_CAPTURE_MODE_RELAXED as i32);
+        assert_eq!(NOT_READY, Code::CUDA_ERROR_NOT_READY as i32);
+        for (ours, theirs) in [
+            (DriverError::INVALID_VALUE, Code::CUDA_ERROR_INVALID_VALUE),
+            (DriverError::OUT_OF_MEMORY, Code::CUDA_ERROR_OUT_OF_MEMORY),
+            (DriverError::PEER_UNSUPPORTED, Code::CUDA_ERROR_PEER_ACCESS_UNSUPPORTED),
+            (DriverError::INVALID_HANDLE, Code::CUDA_ERROR_INVALID_HANDLE),
+            (DriverError::ILLEGAL_ADDRESS, Code::CUDA_ERROR_ILLEGAL_ADDRESS),
+            (DriverError::NOT_SUPPORTED, Code::CUDA_ERROR_NOT_SUPPORTED),
+            (DriverError::CAPTURE_UNSUPPORTED, Code::CUDA_ERROR_STREAM_CAPTURE_UNSUPPORTED),
+            (DriverError::CAPTURE_INVALIDATED, Code::CUDA_ERROR_STREAM_CAPTURE_INVALIDATED),
+            (DriverError::CAPTURE_ISOLATION, Code::CUDA_ERROR_STREAM_CAPTURE_ISOLATION),
+        ] {
+            assert_eq!(ours, theirs as i32);
+        }
+    }
+
+    #[test]
+    fn structures_are_laid_out_as_in_the_driver_s_header() {
+        type Prop = sys::CUmemAllocationProp;
+        type Access = sys::CUmemAccessDesc;
+        assert_eq!(size_of::<AllocationProp>(), size_of::<Prop>());
+        assert_eq!(
+            [
+                offset_of!(AllocationProp, kind),
+                offset_of!(AllocationProp, handle_types),
+                offset_of!(AllocationProp, location),
+                offset_of!(AllocationProp, win32),
+                offset_of!(AllocationProp, flags)
+            ],
+            [
+                offset_of!(Prop, type_),
+                offset_of!(Prop, requestedHandleTypes),
+                offset_of!(Prop, location),
+                offset_of!(Prop, win32HandleMetaData),
+                offset_of!(Prop, allocFlags)
+            ]
+        );
+        assert_eq!(size_of::<Location>(), size_of::<sys::CUmemLocation>());
+        assert_eq!(offset_of!(Location, kind), offset_of!(sys::CUmemLocation, type_));
+        assert_eq!(
+            (size_of::<AccessDesc>(), size_of::<Address>()),
+            (size_of::<Access>(), size_of::<sys::CUdeviceptr>())
+        );
+        assert_eq!(
+            [offset_of!(AccessDesc, location), offset_of!(AccessDesc, flags)],
+            [offset_of!(Access, location), offset_of!(Access, flags)]
+        );
+    }
 }

@@ -6,14 +6,18 @@ use crate::device::{DriverResult, OrderedMemory, Physical, Stream, VirtualMemory
 use crate::error::DriverError;
 use core::ffi::c_void;
 
-/// `CU_MEM_ALLOCATION_TYPE_PINNED` and `CU_MEM_LOCATION_TYPE_DEVICE`.
-const ONE: i32 = 1;
+/// `CU_MEM_ALLOCATION_TYPE_PINNED`.
+pub(super) const PINNED: i32 = 1;
+/// `CU_MEM_LOCATION_TYPE_DEVICE`.
+pub(super) const ON_DEVICE: i32 = 1;
 /// `CU_MEM_ACCESS_FLAGS_PROT_READWRITE`.
-const READ_WRITE: i32 = 3;
-/// `CU_MEMPOOL_ATTR_RELEASE_THRESHOLD`, `…_RESERVED_MEM_CURRENT`, `…_USED_MEM_CURRENT`.
-const RELEASE_THRESHOLD: i32 = 4;
-const RESERVED_NOW: i32 = 5;
-const USED_NOW: i32 = 7;
+pub(super) const READ_WRITE: i32 = 3;
+/// `CU_MEMPOOL_ATTR_RELEASE_THRESHOLD`.
+pub(super) const RELEASE_THRESHOLD: i32 = 4;
+/// `CU_MEMPOOL_ATTR_RESERVED_MEM_CURRENT`.
+pub(super) const RESERVED_NOW: i32 = 5;
+/// `CU_MEMPOOL_ATTR_USED_MEM_CURRENT`.
+pub(super) const USED_NOW: i32 = 7;
 
 /// The function, or the error for a driver that lacks it.
 macro_rules! have {
@@ -24,12 +28,12 @@ macro_rules! have {
 
 impl Cuda {
     fn location(&self) -> Location {
-        Location { kind: ONE, id: self.device }
+        Location { kind: ON_DEVICE, id: self.device }
     }
 
     fn properties(&self) -> AllocationProp {
         AllocationProp {
-            kind: ONE,
+            kind: PINNED,
             handle_types: 0,
             location: self.location(),
             win32: core::ptr::null_mut(),

@@ -18,7 +18,7 @@ use crate::device::{
 };
 use crate::error::{DriverError, GpuAbsence};
 use core::ffi::c_void;
-use driver::{Driver, Handle, check, driver};
+use driver::{Driver, Handle, attribute, check, driver};
 use parking_lot::Mutex;
 use std::collections::HashMap;
 use std::sync::atomic::{AtomicU32, Ordering};
@@ -115,7 +115,7 @@ impl Cuda {
             check("cuDevicePrimaryCtxRetain", (driver.cuDevicePrimaryCtxRetain)(&mut context, device))?;
         }
         let bytes: Vec<u8> = name.iter().take_while(|&&c| c != 0).map(|&c| c as u8).collect();
-        let attribute = |which| {
+        let ask = |which| {
             let mut value = 0;
             // SAFETY: as above.
             let code = unsafe { (driver.cuDeviceGetAttribute)(&mut value, which, device) };
@@ -126,8 +126,8 @@ impl Cuda {
             name: String::from_utf8_lossy(&bytes).into_owned(),
             uuid: Uuid(uuid),
             total_bytes: total as u64,
-            // CU_DEVICE_ATTRIBUTE_HOST_NUMA_ID
-            numa_node: attribute(130).and_then(|node| u32::try_from(node).ok()),
+            // Negative where the driver does not know.
+            numa_node: ask(attribute::HOST_NUMA_NODE).and_then(|node| u32::try_from(node).ok()),
             simulated: false,
         };
         let mut cuda = Self {
@@ -141,11 +141,10 @@ impl Cuda {
             next_key: AtomicU32::new(0),
             keys: Mutex::default(),
         };
-        // CU_DEVICE_ATTRIBUTE_VIRTUAL_MEMORY_MANAGEMENT_SUPPORTED, CU_DEVICE_ATTRIBUTE_MEMORY_POOLS_SUPPORTED
-        if attribute(102) == Some(1) {
+        if ask(attribute::VIRTUAL_MEMORY) == Some(1) {
             cuda.granularity = cuda.ask_granularity();
         }
-        if attribute(115) == Some(1) {
+        if ask(attribute::MEMORY_POOLS) == Some(1) {
             cuda.pool = cuda.ask_pool();
         }
         let mut contexts = contexts().lock();
