@@ -381,9 +381,10 @@ pub struct ReceiveSize {
 const SHORT_READS: u8 = 8;
 
 impl ReceiveSize {
-    /// Begins with `least` bytes and never asks for more than `most`.
+    /// Begins with `least` bytes, one at least, and never asks for more than `most`, unless that is less.
     pub const fn new(least: usize, most: usize) -> Self {
-        Self { least, most, now: least, small: 0 }
+        let least = if least == 0 { 1 } else { least };
+        Self { least, most: if most < least { least } else { most }, now: least, small: 0 }
     }
 
     /// Bytes to make room for.
@@ -394,7 +395,7 @@ impl ReceiveSize {
     /// Tells how much a read into such a buffer brought.
     pub fn received(&mut self, bytes: usize) {
         if bytes >= self.now {
-            (self.now, self.small) = ((self.now * 2).min(self.most), 0);
+            (self.now, self.small) = (self.now.saturating_mul(2).min(self.most), 0);
         } else if bytes < self.now / 2 {
             self.small += 1;
             if self.small >= SHORT_READS {

@@ -47,6 +47,7 @@
 //!   which are freed when they are empty.
 //! * Objects are `Send + 'static`. At most 256 threads at a time have a cache of their own; more share a common level under a
 //!   lock.
+//! * Functions of a [`Recycle`] may use the pool that calls them. A signal handler may not: it may have interrupted the pool.
 //! * On Linux a thread's own operations need no fence, because a search of all caches uses `membarrier(2)`; elsewhere each
 //!   operation has one fence.
 //! * [`Mutexed`] as third parameter of a pool is a plain list behind a mutex.

@@ -14,7 +14,8 @@ use core::fmt;
 use core::marker::PhantomData;
 use core::ptr::NonNull;
 use core::sync::atomic::{AtomicU64, AtomicUsize, Ordering};
-use std::sync::{Mutex, OnceLock, PoisonError};
+use std::io::Write;
+use std::sync::{Mutex, OnceLock, TryLockError};
 use terrane_core::{Sample, Sizing};
 
 /// What a pool does at its end about objects that are still out.
@@ -122,7 +123,7 @@ impl<R> Builder<R> {
     }
 
     /// The caches of threads are sized by `policy` at each [`Pool::tick`], within `budget` bytes for all of them together.
-    /// An object counts as `object_bytes`.
+    /// An object counts as `object_bytes`. The policy may use the pool, but for a tick of its own, which would do nothing.
     #[must_use]
     pub fn sizing(mut self, policy: impl Sizing + Send + 'static, budget: u64, object_bytes: u32) -> Self {
         self.policy = Box::new(policy);
@@ -281,7 +282,10 @@ impl<T: Send, R: Recycle<T>, M: Store> Pool<T, R, M> {
     /// An object, until the lease is dropped.
     ///
     /// # Errors
-    /// [`Exhausted`] if as many as may exist are out.
+    /// [`Exhausted`] if as many as may exist are out, or being made.
+    ///
+    /// # Panics
+    /// If [`Recycle::create`] does.
     #[inline]
     pub fn acquire(&self) -> Result<Lease<'_, T, R, M>, Exhausted> {
         // SAFETY: the node was taken, and is the lease's.
@@ -291,7 +295,10 @@ impl<T: Send, R: Recycle<T>, M: Store> Pool<T, R, M> {
     /// An object, until the lease is dropped, which may be on another thread, and after the end of the pool.
     ///
     /// # Errors
-    /// [`Exhausted`] if as many as may exist are out.
+    /// [`Exhausted`] if as many as may exist are out, or being made.
+    ///
+    /// # Panics
+    /// If [`Recycle::create`] does.
     #[inline]
     pub fn acquire_owned(&self) -> Result<OwnedLease<T, R, M>, Exhausted> {
         // SAFETY: the node was taken, and is the lease's.
@@ -310,7 +317,8 @@ impl<T: Send, R: Recycle<T>, M: Store> Pool<T, R, M> {
         Ok(unsafe { OwnedLease::new(self.wrap(object)) })
     }
 
-    /// The lease that [`OwnedLease::into_key`] turned into `key`. Each key can be claimed once.
+    /// The lease that [`OwnedLease::into_key`] turned into `key`. Each key can be claimed once, and says nothing of its pool: one of
+    /// another pool is refused, or leads to an object of this one.
     ///
     /// # Errors
     /// [`KeyError`], and nothing has changed.
@@ -321,7 +329,10 @@ impl<T: Send, R: Recycle<T>, M: Store> Pool<T, R, M> {
         Ok(unsafe { OwnedLease::new(NonNull::new_unchecked(link.cast())) })
     }
 
-    /// Makes objects until `objects` exist, and leaves them where any thread can take them. Returns how many exist.
+    /// Makes objects until `objects` exist, and leaves them where any thread can take them, each reset once. Returns how many exist.
+    ///
+    /// # Panics
+    /// If [`Recycle::create`] does: what was made by then stays.
     pub fn warm(&self, objects: usize) -> usize {
         let mut leases: Vec<Lease<'_, T, R, M>> = Vec::new();
         let shared = self.shared();
@@ -338,10 +349,18 @@ impl<T: Send, R: Recycle<T>, M: Store> Pool<T, R, M> {
 
     /// Lets the policy look at the caches of all threads, and drops half of the idle objects that lie in no thread's cache if
     /// nobody missed for some ticks.
-    /// Never called by the pool itself: call it on a timer, or when the program is idle.
+    /// Never called by the pool itself: call it on a timer, or when the program is idle. While another tick of the pool is under
+    /// way, on another thread or because the policy called this, it does nothing.
+    ///
+    /// # Panics
+    /// If the policy does, or the drop of an object: then the others are dropped first.
     pub fn tick(&self) {
         let shared = self.shared();
-        let mut guard = shared.ticker.lock().unwrap_or_else(PoisonError::into_inner);
+        let mut guard = match shared.ticker.try_lock() {
+            Ok(guard) => guard,
+            Err(TryLockError::Poisoned(poisoned)) => poisoned.into_inner(),
+            Err(TryLockError::WouldBlock) => return,
+        };
         let ticker = &mut *guard;
         let mut looks: Vec<Look> = Vec::new();
         let mut common = shared.store.inspect(&mut |look| {
@@ -382,12 +401,17 @@ impl<T: Send, R: Recycle<T>, M: Store> Pool<T, R, M> {
         }
         ticker.quiet = 0;
         drop(guard);
-        shared.drop_objects(shared.store.trim((common / 2) as u32));
+        self.trim(u32::try_from(common / 2).unwrap_or(u32::MAX));
     }
 
-    /// Drops the idle objects that are in no thread's own cache, but for `keep` of them.
+    /// Drops the idle objects that are in no thread's own cache, but for `keep` of them. There is room for as many others before
+    /// the first is dropped.
+    ///
+    /// # Panics
+    /// If the drop of an object does: then the others are dropped first.
     pub fn trim(&self, keep: u32) {
-        self.shared().drop_objects(self.shared().store.trim(keep));
+        let shared = self.shared();
+        shared.drop_objects(shared.store.trim(keep, &mut |objects| shared.forget(objects)));
     }
 
     /// What the pool did and holds. Disturbs all threads that use it: not for every request.
@@ -429,16 +453,16 @@ impl<T: Send, R: Recycle<T>, M: Store> Pool<T, R, M> {
     /// Drops what is idle; how many objects are out. The store accepts nothing any more.
     fn end(&self) -> usize {
         let shared = self.shared();
-        shared.drop_objects(shared.store.close());
+        shared.drop_objects(shared.store.close(&mut |objects| shared.forget(objects)));
         shared.references.load(Ordering::Acquire) - 1
     }
 }
 
 impl<T: Send, R: Recycle<T>, M: Store> Drop for Pool<T, R, M> {
     fn drop(&mut self) {
+        // Also if the drop of an object panics.
+        let _reference = PoolsReference(self.shared);
         let objects = self.end();
-        // SAFETY: the pool is a reference, and gives itself up once.
-        unsafe { Shared::release(self.shared, 1) };
         if objects == 0 {
             return;
         }
@@ -446,8 +470,45 @@ impl<T: Send, R: Recycle<T>, M: Store> Drop for Pool<T, R, M> {
         match self.at_end {
             AtEnd::Ignore => {}
             AtEnd::Panic if !std::thread::panicking() => panic!("{leaked}"),
-            AtEnd::Panic | AtEnd::Report => eprintln!("terrane-pool: {leaked}"),
+            AtEnd::Panic | AtEnd::Report => {
+                // A program without a standard error output has chosen not to hear of it.
+                let _ = writeln!(std::io::stderr(), "terrane-pool: {leaked}");
+            }
         }
+    }
+}
+
+/// Gives up the reference that a pool is.
+struct PoolsReference<T, R: Recycle<T>, M: Store>(NonNull<Shared<T, R, M>>);
+
+impl<T, R: Recycle<T>, M: Store> Drop for PoolsReference<T, R, M> {
+    fn drop(&mut self) {
+        // SAFETY: the pool is one of the references, and gives itself up once, at its end.
+        unsafe { Shared::release(self.0) };
+    }
+}
+
+/// Objects that are to be dropped.
+struct Rest<'s, T, R: Recycle<T>, M: Store> {
+    shared: &'s Shared<T, R, M>,
+    lists: Vec<List>,
+}
+
+impl<T, R: Recycle<T>, M: Store> Rest<'_, T, R, M> {
+    fn drop_all(&mut self) {
+        while let Some(list) = self.lists.last_mut() {
+            match list.pop() {
+                // SAFETY: links of the store are those of nodes of this pool, and the lists are the caller's.
+                Some(link) => drop(unsafe { self.shared.end(NonNull::new_unchecked(link.cast())) }),
+                None => _ = self.lists.pop(),
+            }
+        }
+    }
+}
+
+impl<T, R: Recycle<T>, M: Store> Drop for Rest<'_, T, R, M> {
+    fn drop(&mut self) {
+        self.drop_all();
     }
 }
 
@@ -456,8 +517,7 @@ struct Reserved<'s, T, R: Recycle<T>, M: Store>(&'s Shared<T, R, M>);
 
 impl<T, R: Recycle<T>, M: Store> Drop for Reserved<'_, T, R, M> {
     fn drop(&mut self) {
-        // The pool is alive, so this is not the last reference.
-        self.0.references.fetch_sub(1, Ordering::Release);
+        self.0.forget(1);
     }
 }
 
@@ -481,13 +541,19 @@ impl<T, R: Recycle<T>, M: Store> Shared<T, R, M> {
             .is_ok()
     }
 
-    /// Gives `count` references up; frees what is shared with the last.
+    /// Counts `objects` no more, of which the caller has the nodes: there is room for as many others. The pool is alive, so these
+    /// are not the last references.
+    fn forget(&self, objects: usize) {
+        self.references.fetch_sub(objects, Ordering::Release);
+    }
+
+    /// Gives a reference up; frees what is shared with the last.
     ///
     /// # Safety
-    /// The references are the caller's.
-    unsafe fn release(this: NonNull<Self>, count: usize) {
+    /// The reference is the caller's.
+    unsafe fn release(this: NonNull<Self>) {
         // SAFETY: a reference is the caller's.
-        if unsafe { this.as_ref() }.references.fetch_sub(count, Ordering::AcqRel) == count {
+        if unsafe { this.as_ref() }.references.fetch_sub(1, Ordering::AcqRel) == 1 {
             // SAFETY: it was the last; it was made by a box.
             drop(unsafe { Box::from_raw(this.as_ptr()) });
         }
@@ -511,20 +577,27 @@ impl<T, R: Recycle<T>, M: Store> Shared<T, R, M> {
         // SAFETY: the node is the caller's, and a reference of what is shared, which is given up last.
         unsafe {
             let shared = Self::of(node);
-            let object = shared.as_ref().slots.end(node);
-            shared.as_ref().discarded.fetch_add(1, Ordering::Relaxed);
-            Self::release(shared, 1);
+            let object = shared.as_ref().end(node);
+            Self::release(shared);
             object
         }
     }
 
+    /// Takes the object out of its node and ends the node, which is counted no more, or is a reference of the caller's.
+    ///
+    /// # Safety
+    /// The node is of this pool and the caller's, and is not used afterwards.
+    unsafe fn end(&self, node: NonNull<Node<T>>) -> T {
+        self.discarded.fetch_add(1, Ordering::Relaxed);
+        // SAFETY: the caller's promise.
+        unsafe { self.slots.end(node) }
+    }
+
+    /// Drops all objects of lists that came from the store and are [counted no more](Self::forget).
     fn drop_objects(&self, lists: Vec<List>) {
-        for mut list in lists {
-            while let Some(link) = list.pop() {
-                // SAFETY: links of the store are those of nodes, and the list is ours.
-                drop(unsafe { Self::discard(NonNull::new_unchecked(link.cast())) });
-            }
-        }
+        // If the drop of one panics, that of `rest` goes on with the others.
+        let mut rest = Rest { shared: self, lists };
+        rest.drop_all();
     }
 
     /// Resets an object and puts it back.
@@ -562,7 +635,7 @@ impl<T, R: Recycle<T>, M: Store> Shared<T, R, M> {
             drop(unsafe { Self::discard(NonNull::new_unchecked(link.cast())) });
         }
         // SAFETY: the reference taken above.
-        unsafe { Self::release(shared, 1) };
+        unsafe { Self::release(shared) };
     }
 
     /// Takes an object out of its pool for good.

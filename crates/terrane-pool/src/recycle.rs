@@ -13,11 +13,18 @@ pub enum Verdict {
 ///
 /// There is no default for [`reset`](Self::reset): an object that keeps the last user's data is a mistake that each user of a
 /// pool must decide about.
+///
+/// # What these functions, and the drop of an object, may do
+///
+/// They are called with no lock held and outside of all caches, so they may use the pool that calls them: take, return, trim, tick,
+/// warm, ask for statistics, even end it. An object that is being made, or reset, counts as out. Each return is a reset, so
+/// a reset that takes an object and returns it needs an end to that of its own.
 pub trait Recycle<T>: Send + Sync + 'static {
-    /// A new object.
+    /// A new object. If it panics, the panic reaches whoever asked for the object, and the pool is as before.
     fn create(&self) -> T;
 
-    /// Called with every object that comes back, on the thread that returns it. If it panics the object is dropped.
+    /// Called with every object that comes back, on the thread that returns it, also after the end of the pool. If it panics the
+    /// object is dropped, and the panic reaches whoever dropped the lease.
     fn reset(&self, object: &mut T) -> Verdict;
 }
 

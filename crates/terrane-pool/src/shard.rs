@@ -70,9 +70,13 @@ impl Private {
         self.magazine * 2
     }
 
-    /// Sets how many objects the magazines take; rounded up to an even number. What is above stays until it is taken.
+    /// Sets how many objects the magazines take; rounded up to an even number, or down to the greatest. What is above stays until
+    /// it is taken.
     pub const fn set_capacity(&mut self, objects: u32) {
-        self.magazine = objects.div_ceil(2);
+        self.magazine = (objects / 2).saturating_add(objects % 2);
+        if self.magazine > u32::MAX / 2 {
+            self.magazine = u32::MAX / 2;
+        }
     }
 
     /// Takes the lists, as for a trim or the end.

@@ -51,15 +51,16 @@ pub trait Store: Debug + Send + Sync + sealed::Sealed + 'static {
     /// As for [`put`](Self::put), and the store is kept alive until this returns.
     unsafe fn put_slowly(&self, link: *mut Link) -> Result<(), *mut Link>;
 
-    /// Takes all but `keep` of the objects that are in no thread's own cache.
-    fn trim(&self, keep: u32) -> Vec<List>;
+    /// Takes all but `keep` of the objects that are in no thread's own cache. Calls `gone` with how many these are before anyone
+    /// else can find that they are not here any more.
+    fn trim(&self, keep: u32, gone: &mut dyn FnMut(usize)) -> Vec<List>;
 
     /// Looks at every cache, and sets its capacity to what `resize` answers; what is then too much becomes available to all.
     /// Returns how many objects are idle in no thread's own cache.
     fn inspect(&self, resize: &mut dyn FnMut(Look) -> u32) -> u64;
 
-    /// Takes everything and accepts nothing any more.
-    fn close(&self) -> Vec<List>;
+    /// Takes everything and accepts nothing any more. `gone` as for [`trim`](Self::trim).
+    fn close(&self, gone: &mut dyn FnMut(usize)) -> Vec<List>;
 }
 
 /// What [`Store::inspect`] sees of one cache.
@@ -82,6 +83,10 @@ mod sealed {
     pub trait Sealed {}
     impl Sealed for super::LockFree {}
     impl Sealed for super::Mutexed {}
+}
+
+fn objects(lists: &[List]) -> usize {
+    lists.iter().map(|list| list.len() as usize).sum()
 }
 
 #[derive(Debug)]
@@ -320,7 +325,7 @@ impl Store for LockFree {
         }
     }
 
-    fn trim(&self, keep: u32) -> Vec<List> {
+    fn trim(&self, keep: u32, gone: &mut dyn FnMut(usize)) -> Vec<List> {
         let mut held = self.control();
         let (mut kept, mut trimmed) = (0, Vec::new());
         self.seize_all(&mut held, |_, _, depot| self.common.push_all(depot.take()));
@@ -333,6 +338,7 @@ impl Store for LockFree {
                 trimmed.push(list);
             }
         }
+        gone(objects(&trimmed));
         if !*held {
             self.all().for_each(|(_, slot)| slot.shard.release());
         }
@@ -370,7 +376,7 @@ impl Store for LockFree {
         idle
     }
 
-    fn close(&self) -> Vec<List> {
+    fn close(&self, gone: &mut dyn FnMut(usize)) -> Vec<List> {
         let mut held = self.control();
         *held = true;
         let mut lists = Vec::new();
@@ -380,6 +386,7 @@ impl Store for LockFree {
             lists.extend(depot.take());
         });
         lists.extend(self.common.take());
+        gone(objects(&lists));
         lists
     }
 }
@@ -456,7 +463,7 @@ impl Store for Mutexed {
         unsafe { self.put(link) }
     }
 
-    fn trim(&self, keep: u32) -> Vec<List> {
+    fn trim(&self, keep: u32, gone: &mut dyn FnMut(usize)) -> Vec<List> {
         let mut shelf = self.shelf();
         let mut surplus = List::empty();
         // The capacity is what this store has in place of caches of threads.
@@ -466,6 +473,7 @@ impl Store for Mutexed {
                 unsafe { surplus.push(link) };
             }
         }
+        gone(surplus.len() as usize);
         vec![surplus]
     }
 
@@ -478,9 +486,10 @@ impl Store for Mutexed {
         u64::from(idle.saturating_sub(shelf.capacity))
     }
 
-    fn close(&self) -> Vec<List> {
+    fn close(&self, gone: &mut dyn FnMut(usize)) -> Vec<List> {
         let mut shelf = self.shelf();
         shelf.closed = true;
+        gone(shelf.idle.len() as usize);
         vec![shelf.idle.take()]
     }
 }

@@ -65,14 +65,8 @@ fn first_time() -> Option<usize> {
 
 /// The NUMA node that this thread runs on at the moment; 0 where that cannot be known.
 pub(crate) fn node() -> u32 {
-    #[cfg(all(target_os = "linux", not(miri)))]
-    {
-        let (mut cpu, mut node) = (0_u32, 0_u32);
-        let none: *mut libc::c_void = core::ptr::null_mut();
-        // SAFETY: the call writes two integers that are ours.
-        if unsafe { libc::syscall(libc::SYS_getcpu, &raw mut cpu, &raw mut node, none) } == 0 {
-            return node;
-        }
-    }
+    #[cfg(not(any(loom, miri)))]
+    return terrane_pages::numa::current_node().unwrap_or(0);
+    #[cfg(any(loom, miri))]
     0
 }

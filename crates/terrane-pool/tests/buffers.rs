@@ -231,3 +231,16 @@ mod with_bytes {
         assert!(made <= 4, "{made} buffers made for {REQUESTS} bodies");
     }
 }
+
+#[test]
+fn receive_size_has_sane_limits_whatever_it_is_told() {
+    let mut none = ReceiveSize::new(0, 64);
+    (0..10).for_each(|_| none.received(none.next()));
+    assert_eq!(none.next(), 64);
+    let mut crossed = ReceiveSize::new(100, 10);
+    crossed.received(100);
+    assert_eq!(crossed.next(), 100);
+    let mut endless = ReceiveSize::new(1 << 62, usize::MAX);
+    (0..3).for_each(|_| endless.received(usize::MAX));
+    assert_eq!(endless.next(), usize::MAX);
+}
