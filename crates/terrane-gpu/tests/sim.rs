@@ -279,3 +279,20 @@ fn devices_reach_each_other_only_over_links() {
     a.stream_synchronize(stream).unwrap();
     assert_eq!(sim.peek(to, 2).unwrap(), [42, 42]);
 }
+
+#[test]
+fn the_driver_s_pool_takes_back_what_streams_have_freed_before_it_gives_up() {
+    let sim = Sim::with(SimConfig { capacity: 1 << 20, eagerness: 0, ..small() });
+    let device = sim.device(0);
+    let (stream, pool) = (device.stream_create().unwrap(), device.ordered_memory().unwrap());
+    for _ in 0..3 {
+        let address = pool.alloc_ordered(1 << 20, stream).unwrap();
+        // SAFETY: no work uses the memory.
+        unsafe { pool.free_ordered(address, stream).unwrap() };
+    }
+    let kept = pool.alloc_ordered(1 << 19, stream).unwrap();
+    assert!(pool.alloc_ordered(1 << 20, stream).unwrap_err().is_out_of_memory());
+    // SAFETY: as above.
+    unsafe { pool.free_ordered(kept, stream).unwrap() };
+    assert_eq!(sim.violations(), []);
+}

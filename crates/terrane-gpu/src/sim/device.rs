@@ -606,6 +606,10 @@ impl OrderedMemory for SimDevice {
     fn alloc_ordered(&self, len: u64, stream: Stream) -> DriverResult<u64> {
         self.call(Call::AllocOrdered, |s| {
             s.stream_index(stream.raw(), Call::AllocOrdered)?;
+            // The driver's pool takes back what streams have freed before it gives up.
+            if s.devices[self.index].used + len.next_multiple_of(512) > s.config.capacity {
+                while s.step() {}
+            }
             let address = self.alloc_in(s, Call::AllocOrdered, len)?;
             s.devices[self.index].ordered_used += len.next_multiple_of(512);
             Ok(address)
