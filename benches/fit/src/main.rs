@@ -1,5 +1,6 @@
 //! The comparison of placement engines.
 
+mod count;
 mod measure;
 mod peers;
 mod pictures;
@@ -18,15 +19,24 @@ struct Args {
     /// Live spans of the traces
     #[arg(long, default_value_t = 2_000)]
     spans: usize,
-    /// Only contenders whose name contains this
-    #[arg(long)]
-    only: Option<String>,
+    /// Only contenders whose name contains this, or one of several such
+    #[arg(long, value_delimiter = ',')]
+    only: Vec<String>,
     /// Only draw the pictures of the book, into this folder
     #[arg(long)]
     pictures: Option<std::path::PathBuf>,
     /// Only compare the bitmaps of the slab heap with the engines, on this recorded trace of runs of slices
     #[arg(long)]
     runs: Option<std::path::PathBuf>,
+    /// Only count instructions with valgrind's callgrind, which come out the same however busy the machine is
+    #[arg(long)]
+    count: bool,
+    /// Only serve what `--count` counts for the contender of this number
+    #[arg(long, hide = true)]
+    serve: Option<usize>,
+    /// The row of `--serve`
+    #[arg(long, hide = true, default_value_t = 0)]
+    row: usize,
     /// Leave out the figures of time per pair
     #[arg(long)]
     no_pairs: bool,
@@ -45,9 +55,16 @@ fn main() -> std::io::Result<()> {
         runs::compare(&trace);
         return Ok(());
     }
+    if let Some(which) = args.serve {
+        println!("{}", count::serve(which, args.row, args.spans));
+        return Ok(());
+    }
     let chosen: Vec<usize> = (0..NAMES.len())
-        .filter(|&which| args.only.as_deref().is_none_or(|only| NAMES[which].contains(only)))
+        .filter(|&which| args.only.is_empty() || args.only.iter().any(|only| NAMES[which].contains(only)))
         .collect();
+    if args.count {
+        return count::table(&chosen, args.spans);
+    }
     if !args.no_pairs {
         println!("Nanoseconds per pair, 16 B to 16 KiB\n");
         println!("| live spans | {} |", chosen.iter().map(|&w| NAMES[w]).collect::<Vec<_>>().join(" | "));

@@ -70,6 +70,26 @@ impl Random {
 
 /// Nanoseconds for one vacate and one place with `spans` spans live, the choice of victim and length included.
 pub fn pair(which: usize, spans: usize, pairs: usize) -> f64 {
+    /// One round; the name is what [`count`](crate::count) goes by.
+    #[inline(never)]
+    fn counted_requests<C: Contender>(
+        contender: &mut C,
+        live: &mut Vec<C::Token>,
+        random: &mut Random,
+        pairs: usize,
+    ) {
+        for _ in 0..pairs {
+            let at = (random.next() % live.len() as u64) as usize;
+            contender.vacate(live[at]);
+            let len = random.len();
+            match contender.place(len) {
+                Some(token) => live[at] = token,
+                None => {
+                    live.swap_remove(at);
+                }
+            }
+        }
+    }
     fn run<C: Contender>(mut contender: C, spans: usize, pairs: usize) -> f64 {
         contender.warm();
         let mut random = Random(0x2545_F491_4F6C_DD1D);
@@ -85,17 +105,7 @@ pub fn pair(which: usize, spans: usize, pairs: usize) -> f64 {
         for round in 0..6 {
             let begin = Instant::now();
             let count = if round == 0 { 2 * spans } else { pairs / 5 };
-            for _ in 0..count {
-                let at = (random.next() % live.len() as u64) as usize;
-                contender.vacate(live[at]);
-                let len = random.len();
-                match contender.place(len) {
-                    Some(token) => live[at] = token,
-                    None => {
-                        live.swap_remove(at);
-                    }
-                }
-            }
+            counted_requests(&mut contender, &mut live, &mut random, count);
             if round != 0 {
                 time = time.min(begin.elapsed().as_secs_f64() / count as f64);
             }
@@ -109,11 +119,14 @@ pub fn pair(which: usize, spans: usize, pairs: usize) -> f64 {
 
 /// Plays `trace` in a space of `space` units; requests that failed and seconds.
 pub fn play(which: usize, trace: &Trace, space: u64) -> (u64, f64) {
-    fn run<C: Contender>(mut contender: C, trace: &Trace) -> (u64, f64) {
-        contender.warm();
-        let mut tokens = vec![None; trace.ids()];
+    /// All of it; the name is what [`count`](crate::count) goes by.
+    #[inline(never)]
+    fn counted_requests<C: Contender>(
+        contender: &mut C,
+        trace: &Trace,
+        tokens: &mut [Option<C::Token>],
+    ) -> u64 {
         let mut failed = 0;
-        let begin = Instant::now();
         for request in trace.requests() {
             match *request {
                 Request::Place { id, len, .. } => {
@@ -127,6 +140,13 @@ pub fn play(which: usize, trace: &Trace, space: u64) -> (u64, f64) {
                 }
             }
         }
+        failed
+    }
+    fn run<C: Contender>(mut contender: C, trace: &Trace) -> (u64, f64) {
+        contender.warm();
+        let mut tokens = vec![None; trace.ids()];
+        let begin = Instant::now();
+        let failed = counted_requests(&mut contender, trace, &mut tokens);
         (failed, begin.elapsed().as_secs_f64())
     }
     fresh!(which, space, trace.ids(), |contender| run(contender, trace))
