@@ -38,13 +38,10 @@ pub struct Bins {
 /// The bin of lengths that `len` belongs to.
 #[inline(always)]
 const fn bin_of(len: u64) -> usize {
-    if len < SECONDS as u64 {
-        return len as usize;
-    }
-    let power = 63 - len.leading_zeros();
-    let second = (len >> (power - SECOND_BITS)) as usize;
-    // `second` has its top bit set, which adds the one level that the short lengths take.
-    (power - SECOND_BITS) as usize * SECONDS + second
+    // Zero for the short lengths, without a branch, since whether a length is short is not to be predicted.
+    let shift = (len | SECONDS as u64).ilog2() - SECOND_BITS;
+    // What is left of a longer one has its top bit set, which adds the level that the short lengths take.
+    shift as usize * SECONDS + (len >> shift) as usize
 }
 
 /// The first bin whose lengths are all at least `len`, which is not zero; one past the last if there is none.
@@ -88,23 +85,21 @@ impl Bins {
     #[inline(always)]
     fn link(&mut self, nodes: &mut [Node<()>], hole: u32, bin: usize) {
         let head = core::mem::replace(&mut self.heads[bin], hole);
+        self.seconds[bin / SECONDS] |= 1 << (bin % SECONDS);
+        self.firsts |= 1 << (bin / SECONDS);
+        // No branch on whether the list was empty, which is not to be predicted: without a next hole, this one writes into its
+        // own record what is overwritten right away.
+        nodes[if head == NIL { hole } else { head } as usize].state = hole;
         let record = &mut nodes[hole as usize];
         (record.link, record.state) = (head, NIL);
-        if head == NIL {
-            self.seconds[bin / SECONDS] |= 1 << (bin % SECONDS);
-            self.firsts |= 1 << (bin / SECONDS);
-        } else {
-            nodes[head as usize].state = hole;
-        }
     }
 
     #[inline(always)]
     fn unlink(&mut self, nodes: &mut [Node<()>], hole: u32, bin: usize) {
         let record = &nodes[hole as usize];
         let (after, before) = (record.link, record.state);
-        if after != NIL {
-            nodes[after as usize].state = before;
-        }
+        // As in `link`: without a next hole, into its own record, which has that already.
+        nodes[if after == NIL { hole } else { after } as usize].state = before;
         if before != NIL {
             nodes[before as usize].link = after;
             return;
