@@ -20,6 +20,8 @@ pub(crate) const NIL: u32 = (1 << KIND_SHIFT) - 1;
 pub(crate) const SLACK_MAX: u64 = NIL as u64 - 1;
 /// The state of a record that waits.
 const WAITING: u32 = 1 << KIND_SHIFT | NIL;
+/// The state of a spare record.
+const SPARE: u32 = 3 << KIND_SHIFT;
 const KIND_SHIFT: u32 = 30;
 
 /// What a record stands for.
@@ -44,6 +46,14 @@ pub struct Node<X> {
 }
 
 const _: () = assert!(size_of::<Node<()>>() == 32, "two records to a cache line");
+
+impl<X: Default> Node<X> {
+    /// A spare record, before the spare record `next`.
+    #[inline(always)]
+    pub(crate) fn spare(next: u32) -> Self {
+        Self { offset: 0, len: 0, prev: NIL, next: NIL, link: next, state: SPARE, extra: X::default() }
+    }
+}
 
 impl<X> Node<X> {
     #[inline(always)]
@@ -104,7 +114,7 @@ impl<X> Node<X> {
     }
 
     pub(crate) fn become_spare(&mut self) {
-        self.state = 3 << KIND_SHIFT;
+        self.state = SPARE;
     }
 
     /// The lowest multiple of `align` at which `len` units fit into this hole.

@@ -168,24 +168,15 @@ impl<X: Default + Copy, A: Allocator> Spans<X, A> {
                 grown?;
             }
         }
-        // A handful at a time, so that the fast way above is the usual one.
-        let room = self.nodes.capacity() - self.nodes.len();
-        for _ in 0..room.min(missing.max(64)) {
-            let node = self.nodes.len() as u32;
-            if node >= NIL {
-                break;
-            }
-            self.nodes.push(Node {
-                offset: 0,
-                len: 0,
-                prev: NIL,
-                next: NIL,
-                link: NIL,
-                state: 0,
-                extra: X::default(),
-            });
-            self.give(node);
+        // A handful at a time, so that the fast way above is the usual one; the lowest of them is taken first.
+        let first = self.nodes.len();
+        let room = (self.nodes.capacity() - first).min(NIL as usize - first);
+        let end = first + room.min(missing.max(64));
+        self.nodes.extend((first..end).map(|node| Node::spare(node as u32 + 1)));
+        if let Some(last) = self.nodes[first..].last_mut() {
+            last.link = core::mem::replace(&mut self.spare, first as u32);
         }
+        self.spares += (end - first) as u32;
         Ok(())
     }
 
