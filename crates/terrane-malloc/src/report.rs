@@ -3,7 +3,8 @@
 //! At exit it goes to the file that `TERRANE_REPORT` names, because many programs have closed their standard error by then. A
 //! program that runs others passes the variable on; the report is that of the process that came first, also if it has
 //! become another program by `exec`. So the process that loads the library first leaves its number in the file, and only the
-//! process with that number writes the report there.
+//! process with that number writes the report there. A number whose process is gone was left by one that ended without running
+//! exit handlers, and counts for nothing.
 
 use core::cell::UnsafeCell;
 use core::ffi::c_int;
@@ -40,7 +41,7 @@ pub(crate) fn send_to(path: &[u8]) {
     PROCESS.store(me, Ordering::Relaxed);
     if path != b"stderr" {
         match owner() {
-            Some(first) if first != me => return,
+            Some(first) if first != me && is_alive(first) => return,
             _ => {
                 let Some(file) = Output::create() else { return };
                 let mut file = file;
@@ -74,6 +75,15 @@ fn owner() -> Option<u32> {
     };
     let text = core::str::from_utf8(text.get(..usize::try_from(got).ok()?)?).ok()?;
     text.lines().next()?.parse().ok()
+}
+
+/// Whether there is a process with this number.
+fn is_alive(process: u32) -> bool {
+    let Ok(process @ 1..) = libc::pid_t::try_from(process) else { return false };
+    // SAFETY: signal 0 is sent to nobody; the call says whether it could be.
+    let refused = unsafe { libc::kill(process, 0) } != 0;
+    // SAFETY: the location is the calling thread's own.
+    !refused || unsafe { *libc::__errno_location() } != libc::ESRCH
 }
 
 /// A file descriptor with a buffer.

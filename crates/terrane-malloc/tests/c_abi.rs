@@ -169,6 +169,22 @@ fn a_program_without_address_space_randomisation_runs() {
     run(&mut command, "stress.c without address space randomisation");
 }
 
+#[test]
+fn a_report_is_of_the_first_process_and_of_the_next_program_when_that_was_killed() {
+    let report = Path::new(env!("CARGO_TARGET_TMPDIR")).join("report-of-the-killed");
+    let _ = fs::remove_file(&report);
+    let run = |command: &mut Command| {
+        let status = command.env("LD_PRELOAD", library()).env("TERRANE_REPORT", &report).status();
+        let text = fs::read_to_string(&report).expect("a program leaves something there");
+        (status.expect("the program can be started").success(), text)
+    };
+    // `ls` is the child of a process that lives, and writes nothing there.
+    let (ended_well, left) = run(Command::new("sh").args(["-c", "ls / >/dev/null; kill -9 $$"]));
+    assert!(!ended_well && left.trim().parse::<u32>().is_ok(), "a number alone: {left}");
+    let (ended_well, left) = run(Command::new("ls").arg("/").stdout(Stdio::null()));
+    assert!(ended_well && left.starts_with("terrane heap report"), "a report: {left}");
+}
+
 /// A compiled test program; `None` without a compiler.
 struct Program {
     source: &'static str,
