@@ -14,7 +14,7 @@
 //! * [`Source`] supplies memory that need not be dereferenceable; [`PageSource`] supplies host pages.
 //! * [`Placement`] divides an abstract space of offsets and never touches the memory behind it.
 //! * [`Observer`] is told what happened on the slow paths.
-//! * [`Sizing`] decides how deep caches should be.
+//! * [`Sizing`] decides how deep caches should be; [`policies`] has some that do.
 //! * [`sync`] switches between the machine's atomics and those of the `loom` model checker.
 //!
 //! # Example

@@ -3,18 +3,19 @@
 //! The default observer is `()`: zero-sized, and every call on it compiles to nothing. Real observers should count in
 //! thread-local memory and merge in batches: one shared atomic counter per operation costs several times the operation.
 
-/// Something that happened on a slow path, or, when every call is watched, on any path.
+/// Something that happened on a slow path, or, where every call is watched, on any path. No allocator of Terrane watches every
+/// call today: [`Alloc`](Self::Alloc) and [`Free`](Self::Free) are for those that do.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 #[non_exhaustive]
 pub enum Event {
-    /// A block was handed out. Only sent while every call is watched.
+    /// A block was handed out. Only sent where every call is watched.
     Alloc {
         /// Address of the block.
         address: usize,
         /// Bytes asked for.
         bytes: usize,
     },
-    /// A block was given back. Only sent while every call is watched, before the block can be reused.
+    /// A block was given back. Only sent where every call is watched, before the block can be reused.
     Free {
         /// Address of the block.
         address: usize,

@@ -430,7 +430,8 @@ pub fn collect() {
 }
 
 /// Gives back all memory that is free, as far as the calling thread can see: its own lists and caches, and the free memory
-/// of the process's domain. Bytes given back to the system.
+/// of the process's domain. What waits in other threads' lists and caches stays. Bytes given back to the system meanwhile, by other
+/// threads too.
 pub fn purge() -> usize {
     let before = domain().counters.purged.get();
     with_heap(|heap, lists| heap.release_caches(lists));

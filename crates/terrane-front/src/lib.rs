@@ -10,8 +10,8 @@
 //!   idle  ──▶ a thread that gives memory back on time, while it is needed      background.rs
 //! ```
 //!
-//! All threads share one domain over memory-mapped pages ([`process`]). Lock-free throughout: there is no lock in this crate
-//! or below it.
+//! All threads share one domain over memory-mapped pages ([`process`]). Allocating and freeing take no lock, here or below. (The one
+//! lock of this crate keeps what members of a group of hazard pointers left behind: feature `reclaim`.)
 //!
 //! # Example
 //!
@@ -33,7 +33,7 @@
 //!   (x86-64 Linux; elsewhere the feature changes nothing).
 //! * `valgrind`: for programs under valgrind's memcheck: every block has a red zone, and memcheck is told of it.
 //!
-//! The front end is built for Unix systems with POSIX threads.
+//! The front end is built for Unix systems with POSIX threads; it was built and run on Linux only.
 
 // The model checker gets the protocols. Thread-locals, the process's domain and the calls over them are no part of one.
 #[cfg(not(loom))]

@@ -28,7 +28,7 @@ pub struct ClassSnapshot {
     pub slabs_made: u64,
     /// Slabs retired so far.
     pub slabs_retired: u64,
-    /// Blocks in the calling thread's list.
+    /// Blocks in the calling thread's list, and aside for it.
     pub in_own_list: u64,
 }
 
@@ -122,7 +122,8 @@ impl Snapshot {
     }
 }
 
-/// Takes a snapshot. Linear in the number of heaps and classes; allocates nothing.
+/// Takes a snapshot. Linear in the number of heaps and classes, and in the blocks that wait in the calling thread's lists; allocates
+/// nothing.
 pub fn snapshot() -> Snapshot {
     if let Some(record) = current_record() {
         // SAFETY: the record is the calling thread's, and counting does not come back to it.

@@ -1,8 +1,9 @@
 /* Terrane: a general-purpose memory allocator.
  *
- * Link with libterrane.so or libterrane.a, or preload the former: malloc, calloc, realloc, reallocarray, free, free_sized,
- * free_aligned_sized, memalign, aligned_alloc, posix_memalign, valloc, pvalloc, malloc_usable_size, malloc_trim, mallinfo2,
- * malloc_info and C++'s operators new and delete are then Terrane's. Below is what the standard headers do not declare.
+ * Link with libterrane.so or libterrane.a, or preload the former: malloc, calloc, realloc, reallocarray, free, cfree, free_sized,
+ * free_aligned_sized, memalign, aligned_alloc, posix_memalign, valloc, pvalloc, malloc_usable_size, malloc_trim, malloc_stats,
+ * malloc_info, mallinfo, mallinfo2, mallopt (which does nothing) and C++'s operators new and delete are then Terrane's. Below is what
+ * the standard headers do not declare.
  *
  * Environment variables, read when the library is loaded:
  *   TERRANE_PURGE_DELAY_MS  milliseconds that free memory is kept for reuse, or "never" (250)
@@ -10,7 +11,7 @@
  *   TERRANE_BACKGROUND      "on" or "off": a thread that gives memory back while the program is idle (off)
  *   TERRANE_HUGE_CACHE_MIB  MiB of freed blocks above 4 MiB that are kept for reuse (256)
  *   TERRANE_LARGE_CACHE_MIB MiB of freed blocks of 32 KiB to 4 MiB that each thread keeps (4)
- *   TERRANE_HUGE_PAGES      "on" or "off": huge pages behind blocks that grow large (on)
+ *   TERRANE_HUGE_PAGES      "on" or "off": transparent huge pages behind blocks above 4 MiB that are expected to be filled (on)
  *   TERRANE_GUARDED         "on" or "off": reserved memory is inaccessible until it is used, so that mlockall does not make
  *                           it present (off)
  *   TERRANE_NUMA            "on" or "off": memory of each NUMA node kept apart (off)
@@ -35,10 +36,10 @@ typedef struct terrane_heap terrane_heap_t;
 terrane_heap_t *terrane_heap_new(void);
 /* Frees every block of the heap and the heap. NULL is ignored. */
 void terrane_heap_destroy(terrane_heap_t *heap);
-/* Blocks are aligned to 16 bytes; NULL when memory is out. */
+/* Blocks are aligned to 16 bytes; NULL when memory is out; errno says nothing then. */
 void *terrane_heap_malloc(terrane_heap_t *heap, size_t size);
 void *terrane_heap_calloc(terrane_heap_t *heap, size_t count, size_t size);
-/* A NULL block is a new block. On NULL the block is as before. */
+/* A NULL block is a new block; a size of 0 is a size like any other. On NULL the block is as before. */
 void *terrane_heap_realloc(terrane_heap_t *heap, void *block, size_t size);
 /* NULL is ignored. */
 void terrane_heap_free(terrane_heap_t *heap, void *block);
@@ -66,7 +67,8 @@ typedef struct {
 void terrane_pool_stats(const terrane_pool_t *pool, terrane_pool_stats_t *stats);
 
 /* Pools of buffers of any length: at most `max_per_class` of each size class exist at a time, and those above `keep_up_to` bytes
- * are freed when they come back. The rest is as for pools of objects, but contents are never touched. */
+ * are freed when they come back. NULL if `max_per_class` is 0 or too large. The rest is as for pools of objects, but contents are
+ * never touched. */
 typedef struct terrane_buffers terrane_buffers_t;
 terrane_buffers_t *terrane_buffers_new(size_t max_per_class, size_t keep_up_to);
 size_t terrane_buffers_destroy(terrane_buffers_t *pool);
@@ -84,7 +86,7 @@ void terrane_collect(void);
 /* Checks what the calling thread owns, and what of the shared structures holds at any moment: 0, or -1 after one line on
  * standard error that says what is broken. */
 int terrane_verify(void);
-/* Gives all free memory back to the system; bytes given back. */
+/* Gives all free memory back to the system but for what waits in the lists of other threads; bytes given back. */
 size_t terrane_purge(void);
 
 /* C23, for C libraries that do not declare them yet. */

@@ -7,14 +7,14 @@
 //! | `TERRANE_BACKGROUND` | `on`, `off` | `off` | a thread that gives memory back while the program is idle |
 //! | `TERRANE_HUGE_CACHE_MIB` | a number | 256 | MiB of freed huge blocks kept for reuse |
 //! | `TERRANE_LARGE_CACHE_MIB` | a number | 4 | MiB of freed large blocks that each thread keeps |
-//! | `TERRANE_HUGE_PAGES` | `on`, `off` | `on` | transparent huge pages behind blocks that grow large |
+//! | `TERRANE_HUGE_PAGES` | `on`, `off` | `on` | transparent huge pages behind blocks above 4 MiB that are expected to be filled |
 //! | `TERRANE_GUARDED` | `on`, `off` | `off` | reserved memory is inaccessible until it is used: for programs that call `mlockall` |
 //! | `TERRANE_NUMA` | `on`, `off` | `off` | memory of each NUMA node kept apart |
 //! | `TERRANE_REPORT` | a path, or `stderr` | none | where the report goes at exit |
 //! | `TERRANE_REPORT_FORMAT` | `text`, `json` | `text` | its form |
 //!
-//! A value that cannot be read is reported in one line and ignored, and so is a name that begins with `TERRANE_` and is not in
-//! the table.
+//! `1` and `0` mean `on` and `off`. A value that cannot be read is reported in one line and ignored, and so is a name that begins with
+//! `TERRANE_` and is not in the table. Where no report file can be made there is no report.
 
 use crate::settings::{BadSetting, Setting, read};
 use core::ffi::{CStr, c_char};

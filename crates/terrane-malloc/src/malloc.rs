@@ -312,7 +312,7 @@ pub extern "C" fn terrane_verify() -> c_int {
     }
 }
 
-/// Gives all free memory back to the system; bytes given back.
+/// Gives all free memory back to the system but for what waits in the lists of other threads; bytes given back.
 #[unsafe(no_mangle)]
 pub extern "C" fn terrane_purge() -> usize {
     front::purge()

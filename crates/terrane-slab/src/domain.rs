@@ -161,7 +161,7 @@ impl<S: PageSource, K: Sharing, O: Observer> Domain<S, K, O> {
         }
     }
 
-    /// A name for a new heap of this domain; `None` when 2²⁴ − 2 heaps were made.
+    /// A name for a new heap of this domain; `None` when all 2²⁴ − 3 names were given out.
     pub fn name_heap(&self) -> Option<crate::slab::HeapId> {
         let name = K::fetch_add(&self.next_heap, 1, Ordering::Relaxed) + 1;
         (name < crate::slab::MAX_HEAP_ID as u64).then_some(name as u32)

@@ -33,8 +33,8 @@
 //!
 //! * `valgrind`: tells valgrind's memcheck of the blocks of private heaps, with red zones; a little slower without valgrind.
 //!
-//! A block is at most 1 TiB long. At most 2²⁴ − 2 heaps are made over one domain.
-//! Segments are 32 MiB on 64-bit machines and 4 MiB on 32-bit ones.
+//! A block is shorter than 1 TiB. One domain gives out at most 2²⁴ − 3 names to heaps: one to each, and where NUMA nodes are kept
+//! apart one for each node that the heap was on. Segments are 32 MiB on 64-bit machines and 4 MiB on 32-bit ones.
 
 #![no_std]
 

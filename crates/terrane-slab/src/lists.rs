@@ -6,8 +6,7 @@
 //! for it hold at most its bound, the room granted at the last look, and one refill.
 //!
 //! Before a thread has a heap its lists are empty, have no room, and bear a name that no slab has as its home: every call
-//! misses, so the hit path has no "initialised?" test. The same state, entered on purpose, makes every call visible to an
-//! observer.
+//! misses, so the hit path has no "initialised?" test.
 
 use crate::large::LargeLists;
 use crate::size_class::{self, CLASSES};
@@ -76,7 +75,7 @@ impl Lists {
         }
     }
 
-    /// Takes a block of `class`, or null if the list is empty: five instructions when `class` is a constant.
+    /// Takes a block of `class`, or null if the list is empty.
     ///
     /// # Safety
     /// `class` is below [`CLASSES`].

@@ -17,7 +17,7 @@ pub struct Policy {
     pub purge: PurgePolicy,
     /// How deep the lists of threads are.
     pub lists: ListSizing,
-    /// Whether blocks that grow large are backed by transparent huge pages.
+    /// Whether huge blocks that are expected to be filled (not asked to be zero, or grown) are backed by transparent huge pages.
     pub huge_pages: bool,
     /// NUMA nodes whose memory is kept apart; 0 and 1 both mean that all memory is alike.
     pub nodes: u32,
@@ -122,7 +122,7 @@ impl<S, K, O> Domain<S, K, O> {
         ListSizing::from_bits(self.settings.lists.load(Relaxed))
     }
 
-    /// Switches huge pages behind blocks that grow large on or off, from now on.
+    /// Switches transparent huge pages behind huge blocks that are expected to be filled on or off, from now on.
     pub fn set_huge_pages(&self, on: bool) {
         self.settings.huge_pages.store(on, Relaxed);
     }

@@ -1,4 +1,4 @@
-//! Heaps of their own: one thread, no atomics, destroyed at once with everything in them.
+//! Heaps of their own: one thread, no atomic read-modify-write, destroyed at once with everything in them.
 //!
 //! Invariant: the heap, its domain and its lists lie in pages that it took from its source; dropping it gives those and all
 //! arenas back, so no block outlives it.
@@ -122,7 +122,8 @@ impl<S: PageSource, O: Observer> PrivateHeap<S, O> {
         Some(if class < FIRST_PAIRED { class } else { class | self.state().coarse.get() })
     }
 
-    /// A block of `bytes` at a multiple of `align`, a power of two; `None` when memory is out.
+    /// A block of `bytes` at a multiple of `align`, a power of two; `None` when memory is out. An `align` that is no power of two
+    /// is a mistake of the caller's: the block may lie anywhere, or the call panic.
     #[inline]
     pub fn alloc(&self, bytes: usize, align: usize) -> Option<NonNull<u8>> {
         #[cfg(feature = "valgrind")]
@@ -154,7 +155,7 @@ impl<S: PageSource, O: Observer> PrivateHeap<S, O> {
         NonNull::new(block).map(|block| (block, zero))
     }
 
-    /// A block of zeros.
+    /// The same, filled with zeros. Memory that is fresh from the source is not filled again.
     pub fn alloc_zeroed(&self, bytes: usize, align: usize) -> Option<NonNull<u8>> {
         #[cfg(feature = "valgrind")]
         return self.told(bytes, align, true);

@@ -22,7 +22,7 @@ pub struct PurgePolicy {
     pub delay_ms: u64,
     /// Lazily or at once.
     pub how: Decommit,
-    /// Bytes of freed huge blocks that are kept for reuse.
+    /// Bytes of freed huge blocks that are kept for reuse, in 16 spans at most.
     pub huge_cache_bytes: usize,
     /// Bytes of freed large blocks that one heap keeps for reuse.
     pub large_cache_bytes: usize,

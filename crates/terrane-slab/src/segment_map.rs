@@ -69,7 +69,8 @@ pub fn place(address: usize) -> Place {
 }
 
 /// The start of the segment whose header describes `address`: its own, or the first of its huge span. A block never
-/// starts at the start of a segment that has a header, so an address there belongs to the span before it, if any.
+/// starts at the start of a segment that has a header, so an address there belongs to the span before it, if any. Linear in the
+/// segments between the two.
 pub fn header_of(address: usize) -> Option<usize> {
     let mut segment = address & !(SEGMENT_BYTES - 1);
     loop {

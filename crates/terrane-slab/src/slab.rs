@@ -21,7 +21,7 @@
 //! | collect | owner | owned, list → owned, empty | acquire |
 //! | park | owner | owned, empty → parked (+ shelved if blocks are free) | release |
 //! | push | anyone | list → longer list (+ shelved from a threshold on, if parked) | release, acquire |
-//! | claim | anyone | parked, list → owned by the claimer, empty | acquire |
+//! | claim | anyone | parked, list → owned by the claimer, empty | acquire, release |
 //! | retire | owner, nothing out | owned, empty → free | release |
 //!
 //! Only the owner takes its own name out of the word, so "is it mine?" is a relaxed load. The full argument is in the

@@ -9,7 +9,7 @@ use terrane_slab::{Growth, PrivateHeap, PurgePolicy};
 
 pub use terrane_slab::private::Classes;
 
-/// A single-threaded heap of its own: no atomics, any page source, destroyed at once with everything in it.
+/// A single-threaded heap of its own: no atomic read-modify-write, any page source, destroyed at once with everything in it.
 ///
 /// `&Heap` is an [`Allocator`](allocator_api2::alloc::Allocator), so collections can live in it:
 ///
@@ -123,7 +123,7 @@ impl<S: PageSource> HeapBuilder<S> {
         self
     }
 
-    /// Whether blocks that grow large are backed by transparent huge pages.
+    /// Whether huge blocks (above 4 MiB) that are expected to be filled are backed by transparent huge pages.
     pub const fn huge_pages(mut self, on: bool) -> Self {
         self.policy.huge_pages = on;
         self

@@ -20,7 +20,7 @@
 //! }
 //! ```
 //!
-//! A heap of one's own, and a vector in it:
+//! A heap of one's own, and a vector in it (with `allocator-api2`, 0.2, among the program's dependencies):
 //!
 //! ```
 //! use allocator_api2::vec::Vec;
@@ -38,8 +38,8 @@
 //!   behind it: use after free, overflow, double free, uninitialised reads and leaks are reported as with the system's
 //!   allocator. On x86-64 and AArch64.
 //!
-//! The crate builds with nothing but Rust installed. Blocks are at most 1 TiB long. It runs on Unix systems; x86-64 Linux is
-//! where it is measured and tested.
+//! The crate builds with nothing but Rust installed. Blocks are shorter than 1 TiB. It is written for Unix systems, and was built,
+//! tested and measured on x86-64 Linux.
 
 #![cfg_attr(feature = "nightly", feature(allocator_api))]
 
@@ -56,7 +56,8 @@ pub use terrane_pages as pages;
 pub use terrane_slab as slab;
 pub use terrane_slab::{Broken, Growth, PurgePolicy, VerifyError, VerifyReport};
 
-/// Takes a snapshot of the process's allocator: per tier and per class, sums exact. Allocates nothing.
+/// Takes a snapshot of the process's allocator: per tier and per class, exact when all threads stand still, and never with more
+/// freed than allocated. Allocates nothing.
 pub fn stats() -> Snapshot {
     terrane_front::snapshot()
 }
@@ -92,7 +93,8 @@ pub fn collect() {
     terrane_front::collect();
 }
 
-/// Gives all free memory that the calling thread can see back to the system; bytes given back.
+/// Gives all free memory that the calling thread can see back to the system: what waits in its own lists and caches, and what no
+/// thread holds. Bytes given back meanwhile, by other threads too.
 pub fn purge() -> usize {
     terrane_front::purge()
 }
@@ -129,7 +131,8 @@ pub fn set_numa(on: bool) {
     terrane_front::process::set_numa(on);
 }
 
-/// Switches transparent huge pages behind blocks that grow large on or off, from now on. They are on at first.
+/// Switches transparent huge pages behind huge blocks (above 4 MiB) that are expected to be filled, because they were not asked to
+/// be zero or have grown, on or off, from now on. They are on at first.
 pub fn set_huge_pages(on: bool) {
     terrane_front::process::domain().set_huge_pages(on);
 }
