@@ -140,21 +140,39 @@ impl Bench {
     }
 }
 
-fn open(args: &Args) -> Result<Arc<dyn Device>, String> {
+type AnyDevice = Arc<dyn Device>;
+
+/// The device to be measured, and another one if there is any.
+fn open(args: &Args) -> Result<(AnyDevice, Option<AnyDevice>), String> {
     if args.sim {
-        let config = SimConfig { watch_blocks: false, capacity: 80 << 30, ..SimConfig::default() };
-        return Ok(Sim::with(config).device(0));
+        let config =
+            SimConfig { watch_blocks: false, devices: 2, capacity: 80 << 30, ..SimConfig::default() };
+        let sim = Sim::with(config);
+        return Ok((sim.device(0), Some(sim.device(1))));
     }
-    match Cuda::open(args.device) {
-        Ok(device) => Ok(device),
-        Err(why) => Err(format!("{why}; `--sim` measures the bookkeeping on a simulated device")),
+    let device = Cuda::open(args.device)
+        .map_err(|why| format!("{why}; `--sim` measures the bookkeeping on a simulated device"))?;
+    let other = Cuda::open(u32::from(args.device == 0)).ok();
+    Ok((device, other.map(|other| other as AnyDevice)))
+}
+
+/// The pools' checks; how many failed.
+fn check(device: &AnyDevice, other: Option<&AnyDevice>) -> usize {
+    let mut outcomes = conformance::run(device, engine);
+    match other {
+        Some(other) => outcomes.extend(conformance::run_between([device, other], engine)),
+        None => println!("(one device: nothing is copied between devices)"),
     }
+    for outcome in &outcomes {
+        println!("check {:<40} {}", outcome.name, outcome.failure.as_deref().unwrap_or("ok"));
+    }
+    outcomes.iter().filter(|outcome| outcome.failure.is_some()).count()
 }
 
 fn main() -> ExitCode {
     let args = Args::parse();
-    let device = match open(&args) {
-        Ok(device) => device,
+    let (device, other) = match open(&args) {
+        Ok(devices) => devices,
         Err(why) => {
             eprintln!("no device: {why}");
             return ExitCode::FAILURE;
@@ -173,11 +191,7 @@ fn main() -> ExitCode {
     }
     let mut failed = 0;
     if !bench.args.no_checks {
-        for outcome in conformance::run(&bench.device, engine) {
-            let verdict = outcome.failure.as_deref().unwrap_or("ok");
-            failed += usize::from(outcome.failure.is_some());
-            println!("check {:<36} {verdict}", outcome.name);
-        }
+        failed += check(&bench.device, other.as_ref());
     }
     type Part = fn(&Bench) -> Result<(), Failure>;
     let parts: [(&str, Part); 5] = [

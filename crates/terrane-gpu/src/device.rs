@@ -154,7 +154,8 @@ pub unsafe trait Streams: Send + Sync {
     /// `len` bytes at `address` were handed out for use on `stream`.
     fn note_taken(&self, _address: u64, _len: u64, _stream: Stream) {}
 
-    /// `len` bytes at `address` were taken back in the order of `stream`.
+    /// `len` bytes at `address` were taken back in the order of `stream`. Not for blocks that other streams used as well: no
+    /// single stream's order says when those are free.
     fn note_freed(&self, _address: u64, _len: u64, _stream: Stream) {}
 }
 

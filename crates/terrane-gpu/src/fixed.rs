@@ -398,9 +398,6 @@ unsafe impl<D: Device + ?Sized, L: FreeList> DevicePool for FixedPool<D, L> {
             unsafe { self.give(block, stream) };
             return;
         }
-        if self.watch {
-            self.order.device().note_freed(block.address, block.len, stream);
-        }
         let stamps = core::iter::once(stream).chain(also_used_on.iter().copied());
         let stamps = stamps.map(|s| self.order.stamp(s)).collect();
         self.aside.lock().push(Aside { index: block.key as u32, stamps });

@@ -423,13 +423,13 @@ unsafe impl<P: DevicePool, S: Streams + ?Sized> DevicePool for SizeClassPool<P, 
             unsafe { self.inner.deallocate(block, stream, also_used_on) };
             return;
         }
-        if self.watch {
+        let shared = also_used_on.iter().any(|&other| other != stream);
+        if self.watch && !shared {
             self.order.device().note_freed(block.address, block.len, stream);
         }
         let (class, _) = class_of(block.len);
         let stamp = self.order.stamp(stream);
         let (address, slab) = (block.address, block.key);
-        let shared = also_used_on.iter().any(|&other| other != stream);
         {
             let mut state = self.lane(stream).state.lock();
             state.figures.given += 1;

@@ -14,7 +14,8 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicU32, Ordering};
 use terrane_gpu::conformance;
 use terrane_gpu::{
-    ChunkConfig, Cuda, CudaBuf, Device, DevicePool, GpuAbsence, PinnedPool, Streams, VariablePool, sim::Sim,
+    ChunkConfig, Cuda, CudaBuf, Device, DevicePool, GpuAbsence, PinnedPool, Sim, SimConfig, Streams,
+    VariablePool,
 };
 
 fn device(ordinal: u32, test: &str) -> Option<Arc<Cuda>> {
@@ -41,12 +42,17 @@ fn assert_no_violations() {
 #[test]
 fn the_simulated_device_conforms() {
     for seed in 0..4 {
-        let sim = Sim::with(terrane_gpu::SimConfig { seed, ..terrane_gpu::SimConfig::default() });
+        // With a link between the devices, and without.
+        let links = if seed % 2 == 0 { vec![(0, 1)] } else { Vec::new() };
+        let sim = Sim::with(SimConfig { seed, devices: 2, links, ..SimConfig::default() });
         for outcome in conformance::run(&sim.device(0), FirstFit::default) {
             assert_eq!(outcome.failure, None, "{}", outcome.name);
         }
+        for outcome in conformance::run_between([&sim.device(0), &sim.device(1)], FirstFit::default) {
+            assert_eq!(outcome.failure, None, "{}", outcome.name);
+        }
         assert_eq!(sim.violations(), []);
-        assert_eq!(sim.used_bytes(0), 0);
+        assert_eq!((sim.used_bytes(0), sim.used_bytes(1)), (0, 0));
     }
 }
 
@@ -56,6 +62,12 @@ fn cuda_device_conforms() {
     assert!(!device.info().simulated && device.info().total_bytes > 0 && !device.info().name.is_empty());
     for outcome in conformance::run(&device, FirstFit::default) {
         assert_eq!(outcome.failure, None, "{}", outcome.name);
+    }
+    if Cuda::count().unwrap() > 1 {
+        let other = Cuda::open(1).unwrap();
+        for outcome in conformance::run_between([&device, &other], FirstFit::default) {
+            assert_eq!(outcome.failure, None, "{}", outcome.name);
+        }
     }
     assert_no_violations();
 }
