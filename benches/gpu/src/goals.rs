@@ -62,7 +62,10 @@ goals! {
     ThreadsVariable = "variable pool, 16 threads over one", AtLeast(8.0) "×", Needs::Cores(16);
     HeldMapped = "traces, held over live, mapped pieces", AtMost(1.05) "", Needs::Processor;
     HeldChunks = "traces, held over live, chunks", AtMost(1.15) "", Needs::Processor;
-    Largest = "traces, longest of what is free", AtLeast(95.0) " %", Needs::Processor;
+    LongestMapped = "traces, longest of free, mapped pieces", AtLeast(95.0) " %", Needs::Processor;
+    CompactedMapped = "the same, compacted by copying", AtLeast(95.0) " %", Needs::Processor;
+    LongestChunks = "traces, longest of free, chunks", AtLeast(95.0) " %", Needs::Processor;
+    CompactedChunks = "the same, compacted by copying", AtLeast(95.0) " %", Needs::Processor;
     Remap2 = "remapping over copying, pieces of 2 MiB", AtLeast(10.0) "×", Needs::Device;
     Remap32 = "remapping over copying, pieces of 32 MiB", AtLeast(10.0) "×", Needs::Device;
     Pinned = "pooled page-locked copies, of the bare bandwidth", AtLeast(97.0) " %", Needs::Device;

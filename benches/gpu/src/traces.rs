@@ -1,14 +1,15 @@
 //! Memory held against memory in use, over long runs of requests. Bookkeeping alone: the ratios are as true on a simulated
 //! device as on a real one, as long as the work of a step is done when the step is.
 
+use crate::goals::Goal;
 use crate::{Bench, Failure, engine};
 use std::sync::Arc;
 use terrane_fit::BestFit;
 use terrane_gpu::movable::MovableSet;
-use terrane_gpu::{Block, ChunkConfig, DevicePool, Stream, VariablePool, VmmConfig};
+use terrane_gpu::{Block, ChunkConfig, DevicePool, Regions, Stream, VariablePool, VmmConfig};
 
 /// Blocks of fewer bytes are moved by a compaction.
-const SHORT: u64 = 8 << 20;
+const SHORT: u64 = 32 << 20;
 
 struct Dice(u64);
 
@@ -135,13 +136,20 @@ fn largest<P: DevicePool>(pool: &P, free: u64, stream: Stream) -> u64 {
     (1..=100).rev().find(fits).unwrap_or(0)
 }
 
-fn report<P: DevicePool>(
+/// The goals of a kind of pool: memory held, the longest block, and that after a compaction.
+struct Goals {
+    held: Goal,
+    longest: Goal,
+    compacted: Goal,
+}
+
+fn report<P: Regions>(
     bench: &Bench,
-    trace: &str,
-    name: &str,
+    [trace, name]: [&str; 2],
     pool: &Arc<P>,
     limit: Option<u64>,
     close: &dyn Fn(Stream),
+    goals: Goals,
 ) -> Result<u64, Failure> {
     let stream = bench.device.stream_create()?;
     let mut run = Run { pool: &**pool, stream, bench, close, live: 0, peak_live: 0 };
@@ -160,22 +168,25 @@ fn report<P: DevicePool>(
         // SAFETY: the blocks came from this pool, and no work uses them.
         let held = held.into_iter().map(|block| unsafe { set.adopt(block, 256, stream) }).collect::<Vec<_>>();
         let moved = set.compact_short(SHORT)?;
-        run.step_done()?;
+        let compacted = largest(&**pool, free, stream);
+        bench.found(goals.longest, as_it_is as f64);
+        bench.found(goals.compacted, compacted as f64);
         shares = format!(
             "{:>14}{:>10}{:>14}",
             format!("{as_it_is} %"),
-            format!("{} %", largest(&**pool, free, stream)),
+            format!("{compacted} %"),
             format!("{} MiB", moved.bytes >> 20)
         );
         drop(held);
     } else {
         held.into_iter().for_each(|block| run.give(block));
     }
+    let ratio = stats.peak_reserved as f64 / peak_live as f64;
+    bench.found(goals.held, ratio);
     println!(
-        "{trace:>12}{name:>14}{:>14}{:>14}{:>10.3}{:>10}{:>10}{shares}",
+        "{trace:>12}{name:>14}{:>14}{:>14}{ratio:>10.3}{:>10}{:>10}{shares}",
         format!("{} MiB", peak_live >> 20),
         format!("{} MiB", stats.peak_reserved >> 20),
-        stats.peak_reserved as f64 / peak_live as f64,
         stats.grows,
         stats.remaps
     );
@@ -188,24 +199,28 @@ fn best_fit() -> BestFit {
 }
 
 /// A trace on chunks, which may hold `limit` bytes.
-fn on_chunks(bench: &Bench, trace: &str, name: &str, limit: Option<u64>) -> Result<u64, Failure> {
+fn on_chunks(bench: &Bench, names: [&str; 2], limit: Option<u64>) -> Result<u64, Failure> {
     let config = ChunkConfig { limit: limit.unwrap_or(u64::MAX), ..ChunkConfig::default() };
     let pool = Arc::new(VariablePool::on(bench.device.clone(), config, engine));
     // A refusal leaves the epoch open, and the ratio worse.
     let close = |stream| {
         let _ = pool.order().close(stream);
     };
-    report(bench, trace, name, &pool, limit, &close)
+    let goals =
+        Goals { held: Goal::HeldChunks, longest: Goal::LongestChunks, compacted: Goal::CompactedChunks };
+    report(bench, names, &pool, limit, &close, goals)
 }
 
 /// A trace on mapped pieces, which may hold `limit` bytes.
-fn on_pieces(bench: &Bench, trace: &str, name: &str, limit: Option<u64>) -> Result<u64, Failure> {
+fn on_pieces(bench: &Bench, names: [&str; 2], limit: Option<u64>) -> Result<u64, Failure> {
     let config = VmmConfig { limit: limit.unwrap_or(u64::MAX), ..VmmConfig::default() };
     let pool = Arc::new(VariablePool::mapped_on(bench.device.clone(), config, best_fit)?);
     let close = |stream| {
         let _ = pool.order().close(stream);
     };
-    report(bench, trace, name, &pool, limit, &close)
+    let goals =
+        Goals { held: Goal::HeldMapped, longest: Goal::LongestMapped, compacted: Goal::CompactedMapped };
+    report(bench, names, &pool, limit, &close, goals)
 }
 
 /// Every trace on both kinds of variable pool, without a limit, and then with no more memory than the goal allows, which is
@@ -223,10 +238,10 @@ pub fn run(bench: &Bench) -> Result<(), Failure> {
     let piece = VmmConfig::default().piece_len;
     let limit = |peak: u64, percent: u64| Some((peak / 100 * percent).next_multiple_of(piece));
     for trace in ["serving", "training", "random"] {
-        let peak = on_chunks(bench, trace, "chunks", None)?;
-        on_chunks(bench, trace, "chunks 1.15", limit(peak, 115))?;
-        on_pieces(bench, trace, "vmm", None)?;
-        on_pieces(bench, trace, "vmm 1.05", limit(peak, 105))?;
+        let peak = on_chunks(bench, [trace, "chunks"], None)?;
+        on_chunks(bench, [trace, "chunks 1.15"], limit(peak, 115))?;
+        on_pieces(bench, [trace, "vmm"], None)?;
+        on_pieces(bench, [trace, "vmm 1.05"], limit(peak, 105))?;
     }
     Ok(())
 }

@@ -147,6 +147,36 @@ impl<P: Placement, K: Books> Arena<P, K> {
         Ok(())
     }
 
+    /// Takes what is in `region` and in none of the spans `live`, which are sorted, out of the engine; what
+    /// the holes wait for stays noted. `None`, and nothing has changed, if that is not all holes.
+    pub(crate) fn close(&mut self, region: Span, live: &[Span]) -> Option<Vec<Span>> {
+        let mut closed = Vec::new();
+        let (mut at, end) = (region.offset, region.offset + region.len);
+        for (start, next) in live.iter().map(|span| (span.offset, span.offset + span.len)).chain([(end, end)])
+        {
+            let start = start.min(end);
+            if start > at {
+                let hole = Span::new(at, start - at);
+                if self.engine.remove(hole).is_err() {
+                    self.open(closed);
+                    return None;
+                }
+                closed.push(hole);
+            }
+            at = at.max(next);
+        }
+        Some(closed)
+    }
+
+    /// Brings holes back that were [closed](Self::close).
+    pub(crate) fn open(&mut self, closed: Vec<Span>) {
+        for hole in closed {
+            let back = self.engine.add(hole);
+            debug_assert!(back.is_ok(), "a hole that was taken out can be put back");
+        }
+        self.version += 1;
+    }
+
     /// Takes a hole, or a part of one, out of the space if all work on it is known to be past.
     pub(crate) fn remove_past<S: Streams + ?Sized>(&mut self, span: Span, order: &StreamOrder<S>) -> bool {
         let past = self.stamps.stamps_in(span).all(|stamp| order.is_done(stamp));

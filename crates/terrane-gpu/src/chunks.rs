@@ -254,6 +254,20 @@ where
         offset & ((1 << ADDRESS_BITS) - 1)
     }
 
+    fn regions_of(&self, span: Span) -> Vec<Span> {
+        let chunks = self.chunks.lock();
+        chunks
+            .range(..=span.offset)
+            .next_back()
+            .map(|(&at, chunk)| usable(at, chunk.len()))
+            .into_iter()
+            .collect()
+    }
+
+    fn room_at_once(&self) -> u64 {
+        self.config.chunk_len
+    }
+
     fn max_align(&self) -> u64 {
         MAX_ALIGN
     }

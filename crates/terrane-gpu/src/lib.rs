@@ -71,6 +71,7 @@ pub mod driver_pool;
 #[doc(hidden)]
 pub mod epoch;
 pub mod error;
+mod evacuation;
 pub mod fixed;
 #[doc(hidden)]
 pub mod free_list;
@@ -82,6 +83,7 @@ pub mod movable;
 pub mod opencl;
 pub mod pinned;
 pub mod pool;
+pub mod regions;
 pub mod sim;
 mod size_class;
 pub mod size_class_pool;
@@ -109,6 +111,7 @@ pub use fixed::{FixedConfig, FixedPool, LockFree, Locked};
 pub use opencl::OpenCl;
 pub use pinned::{PinnedBuf, PinnedPool};
 pub use pool::{Block, DevicePool, PoolStats};
+pub use regions::Regions;
 pub use sim::{Sim, SimConfig, SimDevice};
 pub use size_class_pool::{SizeClassConfig, SizeClassPool};
 pub use sources::{DeviceMemory, Immediate, PinnedMemory};

@@ -1,13 +1,16 @@
-//! Blocks that may be moved: [`MovableSet`] and [`Movable`], for compaction by copying where remapping is not to be had.
+//! Blocks that may be moved: [`MovableSet`] and [`Movable`], for compaction by copying where remapping alone does not help.
 //!
 //! Invariant: a block is moved only while nobody has it [pinned](Movable::pin), and the move runs in the order of the block's
 //! stream: work submitted before it uses the old place, work submitted after a later pin the new one.
 
 use crate::device::{Device, DriverResult, Stream};
 use crate::error::PoolError;
+use crate::evacuation::{self, Clearing, Resident};
 use crate::pool::{Block, DevicePool};
+use crate::regions::{Closed, Regions};
 use parking_lot::Mutex;
 use std::sync::{Arc, Weak};
+use terrane_core::Span;
 
 struct State {
     block: Option<Block>,
@@ -63,16 +66,8 @@ pub struct Compaction {
     pub moved: u64,
     /// Bytes copied.
     pub bytes: u64,
-    /// Blocks left alone because they were pinned.
+    /// Blocks that could not be moved because they were pinned when it began.
     pub pinned: u64,
-}
-
-/// A compaction on its way.
-struct Run {
-    left: Vec<(Block, Stream)>,
-    /// Blocks of this many bytes and more stay where they are.
-    too_long: u64,
-    done: Compaction,
 }
 
 impl<D: Device + ?Sized, P: DevicePool> MovableSet<D, P> {
@@ -109,11 +104,19 @@ impl<D: Device + ?Sized, P: DevicePool> MovableSet<D, P> {
         slots.push(Arc::downgrade(&slot));
         Movable { slot }
     }
+}
 
-    /// Moves blocks that are not pinned down in the pool's own order (its numbering of places, which need not be that of
-    /// addresses), the highest first, each to the first place below that the pool offers. The pool is
-    /// [trimmed](DevicePool::trim) first: what lies in the lists of streams becomes holes again. It ends
-    /// when the pool has to grow, which is trimmed away again.
+/// Rounds of a compaction: each can use the memory that those before it made free.
+const ROUNDS: usize = 16;
+
+impl<D: Device + ?Sized, P: Regions> MovableSet<D, P> {
+    /// Clears the [regions](Regions) of the pool that are more than a sixteenth holes: their blocks are copied to holes elsewhere
+    /// and to memory that the pool takes for it, side by side. Regions with a block that is pinned, or not in this set, are left
+    /// alone, and nothing is moved that would not make a region free. The pool is [trimmed](Regions::trim_waiting) before and
+    /// after, so the host waits for the copies.
+    ///
+    /// It needs as much more memory as it moves. Where the pool cannot take so much, it goes in rounds, of which each uses what
+    /// the one before has cleared. A block is not given back while this runs, even if the last owner drops it.
     ///
     /// # Errors
     /// The driver's refusal of a copy; that block is where it was, and those before it have been moved.
@@ -121,67 +124,125 @@ impl<D: Device + ?Sized, P: DevicePool> MovableSet<D, P> {
         self.compact_short(u64::MAX)
     }
 
-    /// [`compact`](Self::compact), for blocks of fewer than `len` bytes. Longer ones may be best left alone: copying them costs
-    /// most, and pools that hand them out in chunks of their own, or that remap, gain nothing by it.
+    /// [`compact`](Self::compact), but blocks of `len` bytes and more stay where they are: copying them costs most.
     ///
     /// # Errors
     /// As for [`compact`](Self::compact).
     pub fn compact_short(&self, len: u64) -> DriverResult<Compaction> {
-        self.pool.trim();
-        let mut slots: Vec<Arc<Slot<P>>> = self.slots.lock().iter().filter_map(Weak::upgrade).collect();
-        let place = |slot: &Arc<Slot<P>>| slot.state.lock().block.as_ref().map(Block::key);
-        slots.sort_by_cached_key(|slot| core::cmp::Reverse(place(slot)));
-        // What was left, and what was offered and lies too high: given back at the end, so that it is not offered again.
-        let mut run = Run { left: Vec::new(), too_long: len, done: Compaction::default() };
-        let result = slots.iter().try_for_each(|slot| self.move_down(slot, &mut run));
-        for (block, stream) in run.left {
-            // SAFETY: the copies out of these blocks were submitted to this stream, and nothing else will be.
-            unsafe { self.pool.deallocate(block, stream, &[]) }
+        let slots: Vec<Arc<Slot<P>>> = self.slots.lock().iter().filter_map(Weak::upgrade).collect();
+        let mut done = Compaction { pinned: count_pinned(&slots, len), ..Compaction::default() };
+        // Regions to clear at most, those that the last round was to clear, and bytes of all that blocks touched before it.
+        let (mut most, mut last, mut held) = (usize::MAX, usize::MAX, u64::MAX);
+        for _ in 0..ROUNDS {
+            // Holes that are not past would be filled by what is moved, wherever they lie.
+            self.pool.trim_waiting();
+            let residents: Vec<Resident> = slots.iter().map(|slot| self.resident(slot, len)).collect();
+            let before = core::mem::replace(&mut held, evacuation::bytes_touched(&residents));
+            if held >= before {
+                // Nothing was gained, for lack of room: some of the regions stay, and serve the others.
+                most = last / 2;
+            }
+            let plan = evacuation::plan(&residents, most);
+            if plan.is_empty() {
+                break;
+            }
+            last = plan.len();
+            self.clear(&slots, &residents, &plan, &mut done)?;
         }
-        self.pool.trim();
-        result.map(|()| run.done)
+        self.pool.trim_waiting();
+        Ok(done)
     }
 
-    fn move_down(&self, slot: &Slot<P>, run: &mut Run) -> DriverResult<()> {
+    fn resident(&self, slot: &Slot<P>, too_long: u64) -> Resident {
+        let state = slot.state.lock();
+        let Some(block) = &state.block else {
+            return Resident { span: Span::new(0, 0), regions: Vec::new(), movable: false };
+        };
+        let movable = state.pins == 0 && block.asked() < too_long;
+        Resident { span: span_of(block), regions: self.pool.regions_of(block), movable }
+    }
+
+    /// One round: as much of the plan as there is room for.
+    fn clear(
+        &self,
+        slots: &[Arc<Slot<P>>],
+        residents: &[Resident],
+        plan: &[Clearing],
+        done: &mut Compaction,
+    ) -> DriverResult<()> {
+        // Given back and opened when all is moved, so that nothing is placed in what is being cleared.
+        let mut left = Left { pool: &*self.pool, blocks: Vec::new(), closed: Vec::new() };
+        for clearing in plan {
+            let live: Vec<Span> = clearing.blocks.iter().map(|&i| residents[i].span).collect();
+            left.closed.extend(self.pool.close(clearing.region, &live));
+        }
+        let blocks = evacuation::blocks_of(residents, plan);
+        let mut room: u64 = blocks.iter().map(|&i| residents[i].span.len).sum();
+        while room > 0 && self.pool.make_room(room).is_err() {
+            room /= 2;
+        }
+        for i in blocks {
+            if !self.move_out(&slots[i], residents[i].span, &mut left, done)? {
+                break;
+            }
+        }
+        Ok(())
+    }
+
+    /// Moves a block, unless it was pinned or moved meanwhile. `false` if there is no room for it.
+    fn move_out(
+        &self,
+        slot: &Slot<P>,
+        from: Span,
+        left: &mut Left<'_, P>,
+        done: &mut Compaction,
+    ) -> DriverResult<bool> {
         // Held over the copy: only who wants to pin this very block waits.
         let mut state = slot.state.lock();
         let pinned = state.pins > 0;
-        let Some(old) = state.block.as_mut().filter(|block| block.asked() < run.too_long) else {
-            return Ok(());
+        let Some(old) = state.block.as_mut().filter(|block| !pinned && span_of(block) == from) else {
+            return Ok(true);
         };
-        if pinned {
-            run.done.pinned += 1;
-            return Ok(());
-        }
         let len = old.asked();
-        // What lies above this block lies above all that come after it, so nobody wants it.
-        let new = loop {
-            let before = self.pool.stats();
-            let Ok(new) = self.pool.allocate(len, slot.align, slot.stream) else {
-                run.too_long = len;
-                return Ok(());
-            };
-            let after = self.pool.stats();
-            if after.grows > before.grows && after.remaps == before.remaps {
-                // There was no room left for this length, and what the pool grew by would be filled by the shorter ones.
-                run.too_long = 0;
-                run.left.push((new, slot.stream));
-                return Ok(());
-            }
-            if new.key() < old.key() {
-                break new;
-            }
-            run.left.push((new, slot.stream));
-        };
+        let Ok(new) = self.pool.allocate(len, slot.align, slot.stream) else { return Ok(false) };
         // SAFETY: both blocks are ours, have these bytes and do not overlap, and are given back in this stream's order.
         if let Err(error) = unsafe { self.device.copy(new.address(), old.address(), len, slot.stream) } {
-            run.left.push((new, slot.stream));
+            left.blocks.push((new, slot.stream));
             return Err(error);
         }
-        run.left.push((core::mem::replace(old, new), slot.stream));
-        run.done.moved += 1;
-        run.done.bytes += len;
-        Ok(())
+        left.blocks.push((core::mem::replace(old, new), slot.stream));
+        done.moved += 1;
+        done.bytes += len;
+        Ok(true)
+    }
+}
+
+fn span_of(block: &Block) -> Span {
+    Span::new(block.key(), block.len())
+}
+
+fn count_pinned<P: DevicePool>(slots: &[Arc<Slot<P>>], too_long: u64) -> u64 {
+    let is_pinned = |slot: &&Arc<Slot<P>>| {
+        let state = slot.state.lock();
+        state.pins > 0 && state.block.as_ref().is_some_and(|block| block.asked() < too_long)
+    };
+    slots.iter().filter(is_pinned).count() as u64
+}
+
+/// What a round has to give back, whichever way it ends.
+struct Left<'a, P: Regions> {
+    pool: &'a P,
+    blocks: Vec<(Block, Stream)>,
+    closed: Vec<Closed>,
+}
+
+impl<P: Regions> Drop for Left<'_, P> {
+    fn drop(&mut self) {
+        self.closed.drain(..).for_each(|closed| self.pool.open(closed));
+        for (block, stream) in self.blocks.drain(..) {
+            // SAFETY: the copies out of these blocks were submitted to this stream, and nothing else will be.
+            unsafe { self.pool.deallocate(block, stream, &[]) }
+        }
     }
 }
 

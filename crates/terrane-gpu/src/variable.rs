@@ -22,6 +22,7 @@ use crate::error::{DriverError, PoolError, Shortage};
 use crate::gate::Gate;
 use crate::lanes::LaneTable;
 use crate::pool::{Block, DevicePool, PoolStats};
+use crate::regions::{Closed, Regions};
 use crate::size_class::{GRANULE, MAX_LEN, round_up};
 use crate::stream_order::{Stamp, StreamOrder};
 use parking_lot::Mutex;
@@ -82,6 +83,12 @@ pub trait Backing<S: Streams + ?Sized>: Send + Sync + Sized + 'static {
     fn whole_from(&self) -> u64 {
         u64::MAX
     }
+
+    /// The parts of the space, each of which can go on its own, that `span` touches; the lowest first.
+    fn regions_of(&self, span: Span) -> Vec<Span>;
+
+    /// Most bytes to take at once for blocks that shall lie side by side.
+    fn room_at_once(&self) -> u64;
 
     /// Physical pieces that were moved to other addresses.
     fn remaps(&self) -> u64 {
@@ -518,6 +525,31 @@ unsafe impl<P: Engine, B: Backing<S>, S: Streams + ?Sized + 'static> DevicePool 
         stats.grows = self.grows.load(Ordering::Relaxed);
         stats.remaps = self.backing.remaps();
         stats
+    }
+}
+
+impl<P: Engine, B: Backing<S>, S: Streams + ?Sized + 'static> Regions for VariablePool<P, B, S> {
+    fn regions_of(&self, block: &Block) -> Vec<Span> {
+        if block.key & PRIVATE != 0 {
+            return Vec::new();
+        }
+        self.backing.regions_of(Span::new(block.key, block.len))
+    }
+
+    fn close(&self, region: Span, live: &[Span]) -> Option<Closed> {
+        self.arena.lock().close(region, live).map(Closed)
+    }
+
+    fn open(&self, closed: Closed) {
+        self.arena.lock().open(closed.0);
+    }
+
+    fn trim_waiting(&self) -> u64 {
+        self.shrink_now()
+    }
+
+    fn make_room(&self, len: u64) -> Result<(), PoolError> {
+        self.reserve(len.min(self.backing.room_at_once()))
     }
 }
 

@@ -218,7 +218,8 @@ fn a_compaction_that_is_cut_short_has_moved_what_it_has_moved() {
         let pool = Arc::new(pool(&device));
         let set = MovableSet::new(device.clone(), pool.clone());
         let stream = device.stream_create().unwrap();
-        let mut blocks: Vec<_> = (0..16u8).map(|i| (i, set.allocate(PIECE, 256, stream).unwrap())).collect();
+        // Three chunks, of which a third stays: less than one.
+        let mut blocks: Vec<_> = (0..45u8).map(|i| (i, set.allocate(PIECE, 256, stream).unwrap())).collect();
         blocks.iter().for_each(|(i, block)| fill(&device, block.pin().address(), *i, PIECE, stream));
         blocks.retain(|(i, _)| i % 3 == 2);
         mark(sim);

@@ -4,6 +4,7 @@ use super::pass_on;
 use crate::device::Stream;
 use crate::error::{PoolError, Shortage};
 use crate::pool::{Block, DevicePool, PoolStats};
+use crate::regions::{Regions, pass_regions_on};
 use std::sync::atomic::{AtomicU64, Ordering};
 
 /// Refuses what would bring the bytes handed out (with rounding) above a limit.
@@ -65,4 +66,8 @@ unsafe impl<P: DevicePool> DevicePool for Limit<P> {
     fn stats(&self) -> PoolStats {
         self.inner.stats()
     }
+}
+
+impl<P: Regions> Regions for Limit<P> {
+    pass_regions_on!(self => self.inner);
 }

@@ -4,6 +4,7 @@ use super::pass_on;
 use crate::device::Stream;
 use crate::error::{PoolError, Shortage};
 use crate::pool::{Block, DevicePool, PoolStats};
+use crate::regions::{Regions, pass_regions_on};
 
 /// Calls a function when memory is short. The function may free something elsewhere and ask for another attempt.
 pub struct OnOutOfMemory<P, F> {
@@ -59,4 +60,8 @@ unsafe impl<P: DevicePool, F: Fn(&PoolError, u32) -> bool + Send + Sync> DeviceP
     fn stats(&self) -> PoolStats {
         self.inner.stats()
     }
+}
+
+impl<P: Regions, F: Fn(&PoolError, u32) -> bool + Send + Sync> Regions for OnOutOfMemory<P, F> {
+    pass_regions_on!(self => self.inner);
 }

@@ -15,6 +15,7 @@ use super::pass_on;
 use crate::device::Stream;
 use crate::error::PoolError;
 use crate::pool::{Block, DevicePool, PoolStats};
+use crate::regions::{Regions, pass_regions_on};
 use core::cell::{Cell, RefCell};
 use parking_lot::Mutex;
 use std::sync::Arc;
@@ -252,4 +253,8 @@ unsafe impl<P: DevicePool> DevicePool for Statistics<P> {
             ..self.inner.stats()
         }
     }
+}
+
+impl<P: Regions> Regions for Statistics<P> {
+    pass_regions_on!(self => self.inner);
 }

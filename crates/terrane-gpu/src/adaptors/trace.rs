@@ -7,6 +7,7 @@ use super::pass_on;
 use crate::device::Stream;
 use crate::error::PoolError;
 use crate::pool::{Block, DevicePool, PoolStats};
+use crate::regions::{Regions, pass_regions_on};
 use parking_lot::Mutex;
 use std::collections::{HashMap, VecDeque};
 use std::time::Instant;
@@ -138,4 +139,8 @@ unsafe impl<P: DevicePool> DevicePool for Trace<P> {
     fn stats(&self) -> PoolStats {
         self.inner.stats()
     }
+}
+
+impl<P: Regions> Regions for Trace<P> {
+    pass_regions_on!(self => self.inner);
 }

@@ -4,6 +4,7 @@ use super::pass_on;
 use crate::device::Stream;
 use crate::error::PoolError;
 use crate::pool::{Block, DevicePool, PoolStats};
+use crate::regions::{Regions, pass_regions_on};
 use core::panic::Location;
 use parking_lot::Mutex;
 use std::collections::HashMap;
@@ -113,4 +114,8 @@ unsafe impl<P: DevicePool> DevicePool for Track<P> {
     fn stats(&self) -> PoolStats {
         self.inner.stats()
     }
+}
+
+impl<P: Regions> Regions for Track<P> {
+    pass_regions_on!(self => self.inner);
 }

@@ -11,6 +11,7 @@ use crate::fixed::{FixedConfig, FixedPool};
 use crate::free_list::FreeList;
 use crate::movable::MovableSet;
 use crate::pool::{Block, DevicePool};
+use crate::regions::Regions;
 use crate::variable::{Engine, VariablePool};
 use crate::vmm::VmmConfig;
 use std::sync::Arc;
@@ -241,7 +242,7 @@ pub(super) fn too_much<D: Device + ?Sized + 'static, P: Engine>(
 }
 
 /// Blocks between holes are moved, and keep what is in them.
-pub(super) fn moved<D: Device + ?Sized, P: DevicePool>(device: &Arc<D>, pool: Arc<P>) -> Result<(), Failure> {
+pub(super) fn moved<D: Device + ?Sized, P: Regions>(device: &Arc<D>, pool: Arc<P>) -> Result<(), Failure> {
     let set = MovableSet::new(device.clone(), pool.clone());
     let stream = device.stream_create()?;
     let mut blocks = Vec::new();

@@ -364,6 +364,14 @@ impl<D: Device + ?Sized + 'static> Backing<D> for Vmm<D> {
         self.piece
     }
 
+    fn regions_of(&self, span: Span) -> Vec<Span> {
+        Backing::<D>::books(self).slots(span).map(|slot| self.span_of(slot)).collect()
+    }
+
+    fn room_at_once(&self) -> u64 {
+        u64::MAX
+    }
+
     fn remaps(&self) -> u64 {
         self.remaps.load(Ordering::Relaxed)
     }
