@@ -15,7 +15,7 @@ use core::ffi::{CStr, c_char, c_void};
 use std::cell::RefCell;
 use std::sync::{Arc, OnceLock};
 use terrane_gpu::sim::{Sim, SimConfig, SimDevice};
-use terrane_gpu::{Device, DriverError, DriverResult, Event, Physical, Stream, Streams};
+use terrane_gpu::{Device, DriverError, DriverResult, Event, OrderedUsage, Physical, Stream, Streams};
 
 const INVALID_VALUE: i32 = 1;
 const NOT_INITIALIZED: i32 = 3;
@@ -361,9 +361,15 @@ exports! {
     fn cuMemPoolGetAttribute(handle: *mut c_void, which: i32, value: *mut c_void) {
         // No context is needed for this: the pool belongs to a device.
         let device = sim().device(handle.addr() - 0x900);
-        let usage = device.ordered_memory().map_or(Ok((0, 0)), |p| p.usage());
-        // SAFETY: see above; 5 is what is reserved, 7 what is used.
-        unsafe { put(value.cast::<u64>(), usage.map(|(held, used)| if which == 5 { held } else { used })) }
+        let usage = device.ordered_memory().map_or(Ok(OrderedUsage::default()), |p| p.usage());
+        let pick = |usage: OrderedUsage| match which {
+            5 => Ok(usage.reserved),
+            6 => Ok(usage.peak_reserved),
+            7 => Ok(usage.used),
+            _ => Err(DriverError { call: "cuMemPoolGetAttribute", code: INVALID_VALUE }),
+        };
+        // SAFETY: see above; these are 64-bit numbers.
+        unsafe { put(value.cast::<u64>(), usage.and_then(pick)) }
     }
     fn cuMemPoolTrimTo(_pool: *mut c_void, keep: usize) { pool(|p| p.trim(keep as u64)) }
 }

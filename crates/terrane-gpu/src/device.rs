@@ -378,6 +378,17 @@ pub trait VirtualMemory {
     unsafe fn unmap(&self, address: u64, len: u64) -> DriverResult<()>;
 }
 
+/// What the driver's own pool holds, in bytes, for all who use it.
+#[derive(Clone, Copy, PartialEq, Eq, Default, Debug)]
+pub struct OrderedUsage {
+    /// Held from the device.
+    pub reserved: u64,
+    /// Most that was ever held.
+    pub peak_reserved: u64,
+    /// Handed out.
+    pub used: u64,
+}
+
 /// The driver's own stream-ordered pool (`cuMemAllocAsync`).
 pub trait OrderedMemory {
     /// Takes `len` bytes, usable in the order of `stream`.
@@ -407,9 +418,9 @@ pub trait OrderedMemory {
     /// The driver's refusal.
     fn trim(&self, keep: u64) -> DriverResult<()>;
 
-    /// Bytes that the driver's pool has reserved and that are in use, in this order.
+    /// What the driver's pool holds.
     ///
     /// # Errors
     /// The driver's refusal.
-    fn usage(&self) -> DriverResult<(u64, u64)>;
+    fn usage(&self) -> DriverResult<OrderedUsage>;
 }

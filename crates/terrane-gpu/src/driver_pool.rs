@@ -2,7 +2,7 @@
 //!
 //! Invariant: a block is given back in the order of one stream which by then waits for every other stream that used it.
 
-use crate::device::{Device, OrderedMemory, Stream};
+use crate::device::{Device, OrderedMemory, OrderedUsage, Stream};
 use crate::error::{DriverError, PoolError};
 use crate::pool::{Block, DevicePool, PoolStats};
 use crate::stream_order::StreamOrder;
@@ -10,11 +10,12 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
 
 /// A pool that passes every request on to the driver (`cuMemAllocAsync`): for comparison, and where memory is to be shared
-/// with libraries that use the driver's pool.
+/// with libraries that use the driver's pool. What is [reserved](PoolStats::reserved) is so for all of them together.
 #[derive(Debug)]
 pub struct DriverPool<D: Device + ?Sized> {
     order: StreamOrder<D>,
     live: AtomicU64,
+    peak_live: AtomicU64,
     blocks: AtomicU64,
     watch: bool,
 }
@@ -30,7 +31,7 @@ impl<D: Device + ?Sized> DriverPool<D> {
         driver.keep_unused(keep).map_err(|error| PoolError::driver(0, error))?;
         let watch = device.watches_blocks();
         let zero = || AtomicU64::new(0);
-        Ok(Self { order: StreamOrder::new(device), live: zero(), blocks: zero(), watch })
+        Ok(Self { order: StreamOrder::new(device), live: zero(), peak_live: zero(), blocks: zero(), watch })
     }
 
     fn driver(&self) -> &dyn OrderedMemory {
@@ -52,7 +53,8 @@ unsafe impl<D: Device + ?Sized> DevicePool for DriverPool<D> {
         if self.watch {
             self.order.device().note_taken(address, len, stream);
         }
-        self.live.fetch_add(len, Ordering::Relaxed);
+        let live = self.live.fetch_add(len, Ordering::Relaxed) + len;
+        self.peak_live.fetch_max(live, Ordering::Relaxed);
         self.blocks.fetch_add(1, Ordering::Relaxed);
         Ok(Block { address, len, asked: len, key: 0 })
     }
@@ -76,7 +78,7 @@ unsafe impl<D: Device + ?Sized> DevicePool for DriverPool<D> {
     }
 
     fn trim(&self) -> u64 {
-        let reserved = || self.driver().usage().map_or(0, |(reserved, _)| reserved);
+        let reserved = || self.driver().usage().map_or(0, |usage| usage.reserved);
         let before = reserved();
         // A refusal keeps what is kept.
         let _ = self.driver().trim(0);
@@ -85,13 +87,14 @@ unsafe impl<D: Device + ?Sized> DevicePool for DriverPool<D> {
 
     fn stats(&self) -> PoolStats {
         let live = self.live.load(Ordering::Relaxed);
-        let (reserved, _) = self.driver().usage().unwrap_or((live, live));
+        let all_live = OrderedUsage { reserved: live, peak_reserved: live, used: live };
+        let usage = self.driver().usage().unwrap_or(all_live);
         let order = self.order.stats();
         PoolStats {
-            reserved,
-            peak_reserved: reserved,
+            reserved: usage.reserved,
+            peak_reserved: usage.peak_reserved,
             live,
-            peak_live: live,
+            peak_live: self.peak_live.load(Ordering::Relaxed),
             requested: live,
             live_blocks: self.blocks.load(Ordering::Relaxed),
             waits: order.waits,

@@ -76,6 +76,8 @@ pub mod fixed;
 #[doc(hidden)]
 pub mod free_list;
 mod gate;
+#[cfg(any(feature = "cuda", feature = "opencl"))]
+mod host_call;
 mod lanes;
 pub mod manager;
 pub mod movable;
@@ -101,8 +103,8 @@ pub use chunks::{ChunkConfig, Chunks, DevicePoolOf};
 #[cfg(feature = "cuda")]
 pub use cuda::{Cuda, CudaBuf};
 pub use device::{
-    Device, DeviceInfo, DeviceMemoryInfo, DriverResult, Event, OrderedMemory, Physical, Stream, Streams,
-    Uuid, VirtualMemory,
+    Device, DeviceInfo, DeviceMemoryInfo, DriverResult, Event, OrderedMemory, OrderedUsage, Physical, Stream,
+    Streams, Uuid, VirtualMemory,
 };
 pub use driver_pool::DriverPool;
 pub use error::{DriverError, GpuAbsence, PoolError, Shortage};

@@ -338,7 +338,7 @@ pub(super) fn ordered<D: Device + ?Sized>(device: &Arc<D>) -> Result<(), Failure
         require(bytes == [round; 64], || format!("round {round} read {bytes:?}"))?;
     }
     device.stream_synchronize(stream)?;
-    let (_, used) = driver.usage()?;
+    let used = driver.usage()?.used;
     driver.trim(0)?;
     device.stream_destroy(stream)?;
     require(used == 0, || format!("{used} bytes are still in use"))

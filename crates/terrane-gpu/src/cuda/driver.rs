@@ -209,6 +209,7 @@ mod tests {
         assert_eq!(attribute::HOST_NUMA_NODE, Attribute::CU_DEVICE_ATTRIBUTE_HOST_NUMA_ID as i32);
         assert_eq!(memory::RELEASE_THRESHOLD, Pool::CU_MEMPOOL_ATTR_RELEASE_THRESHOLD as i32);
         assert_eq!(memory::RESERVED_NOW, Pool::CU_MEMPOOL_ATTR_RESERVED_MEM_CURRENT as i32);
+        assert_eq!(memory::RESERVED_MOST, Pool::CU_MEMPOOL_ATTR_RESERVED_MEM_HIGH as i32);
         assert_eq!(memory::USED_NOW, Pool::CU_MEMPOOL_ATTR_USED_MEM_CURRENT as i32);
         assert_eq!(memory::PINNED, sys::CUmemAllocationType::CU_MEM_ALLOCATION_TYPE_PINNED as i32);
         assert_eq!(memory::ON_DEVICE, sys::CUmemLocationType::CU_MEM_LOCATION_TYPE_DEVICE as i32);

@@ -2,7 +2,7 @@
 
 use super::driver::{AccessDesc, AllocationProp, Location, check};
 use super::{Cuda, handle, stream_handle};
-use crate::device::{DriverResult, OrderedMemory, Physical, Stream, VirtualMemory};
+use crate::device::{DriverResult, OrderedMemory, OrderedUsage, Physical, Stream, VirtualMemory};
 use crate::error::DriverError;
 use core::ffi::c_void;
 
@@ -16,6 +16,8 @@ pub(super) const READ_WRITE: i32 = 3;
 pub(super) const RELEASE_THRESHOLD: i32 = 4;
 /// `CU_MEMPOOL_ATTR_RESERVED_MEM_CURRENT`.
 pub(super) const RESERVED_NOW: i32 = 5;
+/// `CU_MEMPOOL_ATTR_RESERVED_MEM_HIGH`.
+pub(super) const RESERVED_MOST: i32 = 6;
 /// `CU_MEMPOOL_ATTR_USED_MEM_CURRENT`.
 pub(super) const USED_NOW: i32 = 7;
 
@@ -170,7 +172,12 @@ impl OrderedMemory for Cuda {
         check("cuMemPoolTrimTo", unsafe { trim(pool, keep as usize) })
     }
 
-    fn usage(&self) -> DriverResult<(u64, u64)> {
-        Ok((self.pool_attribute(RESERVED_NOW)?, self.pool_attribute(USED_NOW)?))
+    fn usage(&self) -> DriverResult<OrderedUsage> {
+        let ask = |which| self.pool_attribute(which);
+        Ok(OrderedUsage {
+            reserved: ask(RESERVED_NOW)?,
+            peak_reserved: ask(RESERVED_MOST)?,
+            used: ask(USED_NOW)?,
+        })
     }
 }

@@ -17,6 +17,7 @@ use crate::device::{
     VirtualMemory,
 };
 use crate::error::{DriverError, GpuAbsence};
+use crate::host_call;
 use core::ffi::c_void;
 use driver::{Driver, Handle, attribute, check, driver};
 use parking_lot::Mutex;
@@ -293,10 +294,8 @@ unsafe impl Streams for Cuda {
 }
 
 unsafe extern "C" fn call_back(data: *mut c_void) {
-    // SAFETY: `when_done` made this box and gave it away; the driver calls once.
-    let then = unsafe { Box::from_raw(data.cast::<Box<dyn FnOnce() + Send>>()) };
-    // A panic must not cross into the driver.
-    let _ = std::panic::catch_unwind(std::panic::AssertUnwindSafe(then));
+    // SAFETY: `when_done` gave this to the driver, which calls once.
+    unsafe { host_call::call(data) }
 }
 
 // SAFETY: these are the driver's own allocations, which do not overlap and live until freed.
@@ -422,12 +421,10 @@ unsafe impl Device for Cuda {
 
     fn when_done(&self, stream: Stream, then: Box<dyn FnOnce() + Send>) -> DriverResult<()> {
         let _current = self.current()?;
-        let data = Box::into_raw(Box::new(then)).cast::<c_void>();
-        // SAFETY: the stream is alive; `call_back` takes the box that `data` points to.
-        let code = unsafe { (self.driver.cuLaunchHostFunc)(stream_handle(stream), call_back, data) };
-        check("cuLaunchHostFunc", code).inspect_err(|_| {
-            // SAFETY: the driver refused, so it will not call: the box is still ours.
-            drop(unsafe { Box::from_raw(data.cast::<Box<dyn FnOnce() + Send>>()) });
+        host_call::give(then, |data| {
+            // SAFETY: the stream is alive; `call_back` takes what `give` gives.
+            let code = unsafe { (self.driver.cuLaunchHostFunc)(stream_handle(stream), call_back, data) };
+            check("cuLaunchHostFunc", code)
         })
     }
 

@@ -21,6 +21,7 @@ mod driver;
 
 use crate::device::{Device, DeviceInfo, DeviceMemoryInfo, DriverResult, Event, Stream, Streams, Uuid};
 use crate::error::{DriverError, GpuAbsence};
+use crate::host_call;
 use core::ffi::c_void;
 use core::ptr::{null, null_mut};
 use driver::{Driver, Handle, check, driver};
@@ -336,10 +337,8 @@ unsafe impl Streams for OpenCl {
 }
 
 unsafe extern "system" fn call_back(_: Handle, _: i32, data: *mut c_void) {
-    // SAFETY: `when_done` made this box and gave it away; OpenCL calls once.
-    let then = unsafe { Box::from_raw(data.cast::<Box<dyn FnOnce() + Send>>()) };
-    // A panic must not cross into the driver.
-    let _ = std::panic::catch_unwind(std::panic::AssertUnwindSafe(then));
+    // SAFETY: `when_done` gave this to OpenCL, which calls once.
+    unsafe { host_call::call(data) }
 }
 
 // SAFETY: these are OpenCL's own allocations, which do not overlap and live until freed, moved up to a multiple of 256 bytes
@@ -485,12 +484,10 @@ unsafe impl Device for OpenCl {
 
     fn when_done(&self, stream: Stream, then: Box<dyn FnOnce() + Send>) -> DriverResult<()> {
         let marker = self.mark(stream)?;
-        let data = Box::into_raw(Box::new(then)).cast::<c_void>();
-        // SAFETY: the event is alive; `call_back` takes the box that `data` points to.
-        let code = unsafe { (self.driver.clSetEventCallback)(marker.event, COMPLETE, call_back, data) };
-        check("clSetEventCallback", code).inspect_err(|_| {
-            // SAFETY: the driver refused, so it will not call: the box is still ours.
-            drop(unsafe { Box::from_raw(data.cast::<Box<dyn FnOnce() + Send>>()) });
+        host_call::give(then, |data| {
+            // SAFETY: the event is alive; `call_back` takes what `give` gives.
+            let code = unsafe { (self.driver.clSetEventCallback)(marker.event, COMPLETE, call_back, data) };
+            check("clSetEventCallback", code)
         })
     }
 

@@ -31,6 +31,7 @@
 
 mod checker;
 mod device;
+mod driver_memory;
 mod faults;
 mod memory;
 mod world;

@@ -118,8 +118,8 @@ pub(super) struct DeviceState {
     pub(super) spare: HashMap<u64, Vec<u64>>,
     pub(super) streams: u32,
     engines: [u64; 3],
-    pub(super) kept: u64,
     pub(super) ordered_used: u64,
+    pub(super) ordered_peak: u64,
 }
 
 pub(super) struct State {
