@@ -106,7 +106,6 @@ impl Policy for Choosing {
     #[inline(always)]
     fn find(&mut self, nodes: &[Node<()>], len: u64, align: u64) -> Option<(u32, u64)> {
         let (hole, low) = self.bins.find(nodes, len, align)?;
-        self.watch.count_find();
         if !self.watch.alone() {
             return Some((hole, low));
         }
@@ -176,7 +175,7 @@ impl Policy for Choosing {
         self.watch.tick()
     }
 
-    fn observe(&mut self, holes: u64, total: u64) {
-        self.watch.look(holes, total, || self.waiting.take_figures());
+    fn observe(&mut self, spans: u32, holes: u64, total: u64) {
+        self.watch.look(spans, holes, total, || self.waiting.take_figures());
     }
 }

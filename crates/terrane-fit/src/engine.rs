@@ -71,14 +71,14 @@ pub trait Policy: Sized {
     fn release(&mut self, _nodes: &[Node<Self::Extra>], _all: bool) -> Option<u32> {
         None
     }
-    /// Called after each request that no waiting span has answered and each span that does not wait; whether it is time to
-    /// [`observe`](Self::observe) and [`release`](Self::release).
+    /// Called before each search for a hole that a request makes; whether it is time to [`observe`](Self::observe) and
+    /// [`release`](Self::release).
     #[inline]
     fn tick(&mut self) -> bool {
         false
     }
-    /// Looks at what has become of the space: `holes` of `total` units are in holes.
-    fn observe(&mut self, _holes: u64, _total: u64) {}
+    /// Looks at what has become of the space: `spans` are live or wait, and `holes` of `total` units are in holes.
+    fn observe(&mut self, _spans: u32, _holes: u64, _total: u64) {}
 }
 
 /// A placement engine: records of spans and holes, and a policy that picks a hole. See [`Tlsf`](crate::Tlsf),
@@ -263,19 +263,19 @@ impl<P: Policy, A: Allocator> Engine<P, A> {
             _ => return Err(PlaceError::BadLength { requested: len }),
         };
         let align = align.max(self.granule);
-        if !P::WAITS {
-            self.spans.reserve(2).map_err(|_| PlaceError::NoMetadata)?;
-            let found = self.policy.find(self.spans.nodes_ref(), rounded, align);
-            return found
-                .map(|found| self.occupy(found, rounded, rounded - len))
-                .ok_or_else(|| self.no_room(len));
-        }
         let (ample, waited) = self.policy.recall(self.spans.nodes_ref(), rounded, align);
         if let Some(node) = waited {
             self.spans.revive(node, ample - len);
             return Ok(node);
         }
-        self.place_anew(len, rounded, ample, align)
+        if self.policy.tick() {
+            self.tend();
+        }
+        self.spans.reserve(2).map_err(|_| PlaceError::NoMetadata)?;
+        match self.policy.find(self.spans.nodes_ref(), ample, align) {
+            Some(found) => Ok(self.occupy(found, ample, ample - len)),
+            None => self.squeeze_in(len, rounded, align),
+        }
     }
 
     /// Cuts `len` units out of what the policy has found, as a live record. Only after reserving two records.
@@ -286,39 +286,22 @@ impl<P: Policy, A: Allocator> Engine<P, A> {
         node
     }
 
-    /// Places `len` units, which are `rounded` up to the granule and `ample` by the policy, when none that waits will do.
-    #[inline(always)]
-    fn place_anew(&mut self, len: u64, rounded: u64, ample: u64, align: u64) -> Result<u32, PlaceError> {
-        self.spans.reserve(2).map_err(|_| PlaceError::NoMetadata)?;
-        let placed = match self.policy.find(self.spans.nodes_ref(), ample, align) {
-            Some(found) => Ok(self.occupy(found, ample, ample - len)),
-            None => self.squeeze_in(len, rounded, align),
-        };
-        self.tend();
-        placed
-    }
-
-    /// The last resort: everything that waits is merged, and the length is the one asked for.
+    /// The last resort, if spans may wait: all of them are merged, and the length is the one asked for.
     #[cold]
     fn squeeze_in(&mut self, len: u64, rounded: u64, align: u64) -> Result<u32, PlaceError> {
-        self.merge_waiting();
-        match self.policy.find(self.spans.nodes_ref(), rounded, align) {
-            Some(found) => Ok(self.occupy(found, rounded, rounded - len)),
-            None => Err(self.no_room(len)),
+        if P::WAITS {
+            self.merge_waiting();
+            if let Some(found) = self.policy.find(self.spans.nodes_ref(), rounded, align) {
+                return Ok(self.occupy(found, rounded, rounded - len));
+            }
         }
+        Err(self.no_room(len))
     }
 
-    /// From time to time, lets the policy look at what has become of the space, and merges what has waited too long.
-    #[inline(always)]
-    fn tend(&mut self) {
-        if self.policy.tick() {
-            self.tend_now();
-        }
-    }
-
+    /// Lets the policy look at what has become of the space, and merges some of what has waited too long.
     #[inline(never)]
-    fn tend_now(&mut self) {
-        self.policy.observe(self.spans.free, self.spans.total());
+    fn tend(&mut self) {
+        self.policy.observe(self.spans.live(), self.spans.free, self.spans.total());
         for _ in 0..STEP {
             let Some(node) = self.policy.release(self.spans.nodes_ref(), false) else { break };
             self.spans.end_wait(node);
@@ -347,9 +330,6 @@ impl<P: Policy, A: Allocator> Engine<P, A> {
         }
         let node = self.spans.make_found_hole(found);
         self.settle(node);
-        if P::WAITS {
-            self.tend();
-        }
         Ok(())
     }
 

@@ -1,8 +1,9 @@
 //! What the adaptive engine watches, and what it decides.
 //!
-//! Invariants: a decision is made at the end of a window of [`WINDOW`] looks, one look for every [`TICK`] requests that no
-//! waiting span has answered, and at no other time, but for one: that room has become short shows at the next look. All
-//! figures are of the window that ends. Nothing depends on a clock, so the same requests give the same decisions.
+//! Invariants: a look is taken before every [`TICK`]th search for a hole. A decision is made at the first look by which
+//! [`WINDOW`] spans have been searched for or have merged, and at no other time, but for one: that room has become short shows
+//! at the next look. All figures are of the window that ends. Nothing depends on a clock, so the same requests give the same
+//! decisions.
 //!
 //! Protocol. Three questions are kept apart:
 //!
@@ -22,10 +23,10 @@ use crate::engine::Policy;
 use crate::node::Node;
 use crate::tlsf::Bins;
 
-/// Requests, but for those that a waiting span answers, between two looks.
+/// Searches for a hole between two looks; each request makes one but those that a waiting span answers.
 const TICK: u32 = 16;
-/// Looks in a window.
-const WINDOW: u32 = 8;
+/// Searches for a hole and vacated spans that do not wait, together, in a window.
+const WINDOW: u32 = 128;
 /// The fewest requests of a kind from which anything is concluded.
 const FEW: u32 = 16;
 /// Binary logarithm of the number of windows that coarse rounding is first kept for.
@@ -74,9 +75,10 @@ pub(crate) struct Watch {
     alone: bool,
     coarse: bool,
     tick: u32,
-    looks: u32,
     /// Searches for a hole in this window.
     finds: u32,
+    /// Spans that were live or waited when this window began.
+    spans: u32,
     /// Holes that came to lie between two live spans in this window.
     lone: u32,
     near: u64,
@@ -102,8 +104,8 @@ impl Watch {
             alone: true,
             coarse: false,
             tick: TICK,
-            looks: 0,
             finds: 0,
+            spans: 0,
             lone: 0,
             near: 0,
             slack: 0,
@@ -149,12 +151,6 @@ impl Watch {
         !self.coarse
     }
 
-    /// A hole has been searched for.
-    #[inline(always)]
-    pub(crate) fn count_find(&mut self) {
-        self.finds = self.finds.wrapping_add(1);
-    }
-
     /// `len` units are to be cut out of `hole`, which is of those in `bins`.
     #[inline(always)]
     pub(crate) fn compare(&mut self, bins: &Bins, hole: &Node<<Bins as Policy>::Extra>, len: u64) {
@@ -173,9 +169,9 @@ impl Watch {
         self.tick == 0
     }
 
-    /// `holes` of `total` units are in holes. `figures` gives, and forgets, how many waiting spans have been taken back, and
-    /// how many could not wait for want of a place.
-    pub(crate) fn look(&mut self, holes: u64, total: u64, figures: impl FnOnce() -> (u32, u32)) {
+    /// `spans` are live or wait, and `holes` of `total` units are in holes. `figures` gives, and forgets, how many waiting
+    /// spans have been taken back, and how many could not wait for want of a place.
+    pub(crate) fn look(&mut self, spans: u32, holes: u64, total: u64, figures: impl FnOnce() -> (u32, u32)) {
         self.tick = TICK;
         let before = (self.rounding, self.waits);
         if self.room && holes < total / 6 {
@@ -184,11 +180,12 @@ impl Watch {
                 self.stop_waiting();
             }
         }
-        self.looks += 1;
-        if self.looks == WINDOW {
-            self.looks = 0;
-            self.decide(holes, total, figures());
-            (self.finds, self.lone, self.near, self.slack) = (0, 0, 0, 0);
+        self.finds += TICK;
+        // Each search has made a span, but for those that failed.
+        let merged = (self.finds + self.spans).saturating_sub(spans);
+        if self.finds + merged >= WINDOW {
+            self.decide(merged, holes, total, figures());
+            (self.finds, self.spans, self.lone, self.near, self.slack) = (0, spans, 0, 0, 0);
         }
         self.rounding = match (self.coarse, self.room) {
             (true, _) => Rounding::Quarters,
@@ -205,11 +202,12 @@ impl Watch {
         self.pause = 1 << self.pauses;
     }
 
-    fn decide(&mut self, holes: u64, total: u64, (taken, refused): (u32, u32)) {
+    /// `merged` spans were vacated in this window and do not wait.
+    fn decide(&mut self, merged: u32, holes: u64, total: u64, (taken, refused): (u32, u32)) {
         if self.coarse {
             self.until -= 1;
             self.coarse = self.until != 0;
-        } else if self.near > self.slack.saturating_mul(4) && taken == 0 && self.finds >= FEW {
+        } else if self.near > self.slack.saturating_mul(4) && taken == 0 {
             self.coarse = true;
             self.until = 1 << self.patience;
             self.patience = (self.patience + 1).min(LONGEST);
@@ -217,7 +215,7 @@ impl Watch {
             self.patience = PATIENCE;
         }
         if self.waits {
-            if taken == 0 && refused >= 2 * FEW && self.finds >= FEW {
+            if taken == 0 && refused >= 2 * FEW {
                 self.stop_waiting();
                 return;
             }
@@ -228,9 +226,8 @@ impl Watch {
             return;
         }
         self.pause = self.pause.saturating_sub(1);
-        let vacated = (TICK * WINDOW).saturating_sub(self.finds);
-        if self.pause == 0 && holes > total / 4 && vacated >= FEW && self.finds > vacated / 4 {
-            let alone = self.lone > vacated / 8;
+        if self.pause == 0 && holes > total / 4 && (FEW..4 * self.finds).contains(&merged) {
+            let alone = self.lone > merged / 8;
             // Twice in a row, unless nothing has been decided yet: one window may lie between two phases.
             self.waits = alone && self.alone;
             (self.alone, self.room) = (alone, alone);
