@@ -8,17 +8,10 @@ use std::process::{Command, Output};
 /// A folder in which the fake driver has the driver's name.
 fn driver() -> PathBuf {
     let folder = PathBuf::from(env!("CARGO_TARGET_TMPDIR"));
-    let build = [
-        "build",
-        "--quiet",
-        "--package",
-        "terrane-gpu",
-        "--example",
-        "fake_cuda",
-        "--message-format",
-        "json",
-    ];
-    let built = Command::new(env!("CARGO")).args(build).output().unwrap();
+    // As the tests of that crate build it.
+    let build = ["build", "--profile", "test", "--quiet", "--message-format", "json"];
+    let which = ["--package", "terrane-gpu", "--example", "fake_cuda"];
+    let built = Command::new(env!("CARGO")).args(build).args(which).output().unwrap();
     assert!(built.status.success(), "{}", String::from_utf8_lossy(&built.stderr));
     let said = String::from_utf8_lossy(&built.stdout).into_owned();
     let library =

@@ -12,9 +12,10 @@
 )]
 
 use core::ffi::{CStr, c_char, c_void};
-use std::cell::RefCell;
-use std::sync::{Arc, OnceLock};
-use terrane_gpu::sim::{Sim, SimConfig, SimDevice};
+use std::cell::{Cell, RefCell};
+use std::sync::atomic::{AtomicU32, Ordering};
+use std::sync::{Arc, Mutex, OnceLock, PoisonError};
+use terrane_gpu::sim::{Graph, Sim, SimConfig, SimDevice};
 use terrane_gpu::{Device, DriverError, DriverResult, Event, OrderedUsage, Physical, Stream, Streams};
 
 const INVALID_VALUE: i32 = 1;
@@ -86,6 +87,31 @@ fn vm(f: impl FnOnce(&dyn terrane_gpu::VirtualMemory) -> DriverResult<()>) -> i3
 
 fn pool(f: impl FnOnce(&dyn terrane_gpu::OrderedMemory) -> DriverResult<()>) -> i32 {
     on(|device| device.ordered_memory().map_or(Ok(()), f))
+}
+
+/// Streams that are being captured, all of them in the strictest mode.
+static CAPTURED: AtomicU32 = AtomicU32::new(0);
+/// Graphs by handle, which is one more than the index.
+static GRAPHS: Mutex<Vec<Graph>> = Mutex::new(Vec::new());
+
+thread_local! {
+    /// The thread's capture mode: 0 is the strictest, 2 the most relaxed.
+    static MODE: Cell<i32> = const { Cell::new(0) };
+}
+
+/// Calls that may wait for other streams are refused during a capture, unless the thread has said that it knows.
+fn unsafe_call(f: impl FnOnce() -> i32) -> i32 {
+    if CAPTURED.load(Ordering::SeqCst) > 0 && MODE.get() != 2 {
+        DriverError::CAPTURE_UNSUPPORTED
+    } else {
+        f()
+    }
+}
+
+fn graph(handle: *mut c_void) -> DriverResult<Graph> {
+    let graphs = GRAPHS.lock().unwrap_or_else(PoisonError::into_inner);
+    let found = handle.addr().checked_sub(1).and_then(|index| graphs.get(index).copied());
+    found.ok_or(DriverError { call: "graph", code: DriverError::INVALID_HANDLE })
 }
 
 macro_rules! exports {
@@ -180,30 +206,42 @@ exports! {
         })
     }
     fn cuMemAlloc_v2(address: *mut u64, len: usize) {
+        unsafe_call(|| {
         // SAFETY: see above.
         unsafe { put(address, current().and_then(|device| device.alloc(len as u64))) }
+        })
     }
     fn cuMemFree_v2(address: u64) {
+        unsafe_call(|| {
         // SAFETY: see above.
         on(|device| unsafe { device.free(address) })
+        })
     }
     fn cuMemHostAlloc(ptr: *mut *mut c_void, len: usize, flags: u32) {
+        unsafe_call(|| {
         // Write-combined memory (4) is not what a pool may ask for.
         if flags & 4 != 0 { return INVALID_VALUE }
         // SAFETY: see above.
         unsafe { put(ptr, current().and_then(|device| device.host_alloc(len)).map(|ptr| ptr.cast())) }
+        })
     }
     fn cuMemFreeHost(ptr: *mut c_void) {
+        unsafe_call(|| {
         // SAFETY: see above.
         on(|device| unsafe { device.host_free(ptr.cast()) })
+        })
     }
     fn cuMemHostRegister_v2(ptr: *mut c_void, len: usize, _flags: u32) {
+        unsafe_call(|| {
         // SAFETY: see above.
         on(|device| unsafe { device.host_register(ptr.cast(), len) })
+        })
     }
     fn cuMemHostUnregister(ptr: *mut c_void) {
+        unsafe_call(|| {
         // SAFETY: see above.
         on(|device| unsafe { device.host_unregister(ptr.cast()) })
+        })
     }
     fn cuMemcpyHtoDAsync_v2(to: u64, from: *const c_void, len: usize, stream: *mut c_void) {
         // SAFETY: see above.
@@ -245,6 +283,34 @@ exports! {
         // SAFETY: see above. Handles of the simulation are never used again.
         unsafe { put(id, current().map(|device| stream_of(&device, stream).raw())) }
     }
+    fn cuStreamBeginCapture_v2(stream: *mut c_void, mode: i32) {
+        if mode != 0 { return INVALID_VALUE }
+        on(|device| {
+            device.capture_begin(stream_of(device, stream))?;
+            CAPTURED.fetch_add(1, Ordering::SeqCst);
+            Ok(())
+        })
+    }
+    fn cuStreamEndCapture(stream: *mut c_void, to: *mut *mut c_void) {
+        on(|device| {
+            CAPTURED.fetch_sub(1, Ordering::SeqCst);
+            let graph = device.capture_end(stream_of(device, stream))?;
+            let mut graphs = GRAPHS.lock().unwrap_or_else(PoisonError::into_inner);
+            graphs.push(graph);
+            // SAFETY: see above.
+            unsafe { to.write(core::ptr::without_provenance_mut(graphs.len())) };
+            Ok(())
+        })
+    }
+    fn cuGraphInstantiateWithFlags(executable: *mut *mut c_void, handle: *mut c_void, _flags: u64) {
+        // SAFETY: see above.
+        unsafe { put(executable, graph(handle).map(|_| handle)) }
+    }
+    fn cuGraphLaunch(executable: *mut c_void, stream: *mut c_void) {
+        on(|device| device.graph_launch(graph(executable)?, stream_of(device, stream)))
+    }
+    fn cuGraphExecDestroy(executable: *mut c_void) { done(graph(executable).map(drop)) }
+    fn cuGraphDestroy(handle: *mut c_void) { done(graph(handle).map(drop)) }
     fn cuEventCreate(event: *mut *mut c_void, _flags: u32) {
         let made = current().and_then(|device| device.event_create());
         // SAFETY: see above.
@@ -280,7 +346,6 @@ exports! {
         })
     }
     fn cuThreadExchangeStreamCaptureMode(mode: *mut i32) {
-        thread_local!(static MODE: std::cell::Cell<i32> = const { std::cell::Cell::new(0) });
         // SAFETY: see above.
         unsafe { mode.write(MODE.replace(mode.read())) };
         0
@@ -308,31 +373,41 @@ exports! {
         vm(|vm| unsafe { vm.unreserve(address, len as u64) })
     }
     fn cuMemCreate(physical: *mut u64, len: usize, properties: *const [i32; 8], _flags: u64) {
+        unsafe_call(|| {
         // SAFETY: see above.
         let device = unsafe { (*properties)[3] } as usize;
         if current().is_err() { return NOT_INITIALIZED }
         let made = sim().device(device).virtual_memory().map(|vm| vm.create(len as u64));
         // SAFETY: see above.
         unsafe { put(physical, made.unwrap_or(Ok(Physical(0))).map(|p| p.0)) }
+        })
     }
     fn cuMemRelease(physical: u64) {
+        unsafe_call(|| {
         // SAFETY: see above.
         vm(|vm| unsafe { vm.release(Physical(physical)) })
+        })
     }
     fn cuMemMap(address: u64, len: usize, offset: usize, physical: u64, _flags: u64) {
+        unsafe_call(|| {
         if offset != 0 { return INVALID_VALUE }
         // SAFETY: see above.
         vm(|vm| unsafe { vm.map(address, len as u64, Physical(physical)) })
+        })
     }
     fn cuMemUnmap(address: u64, len: usize) {
+        unsafe_call(|| {
         // SAFETY: see above.
         vm(|vm| unsafe { vm.unmap(address, len as u64) })
+        })
     }
     fn cuMemSetAccess(address: u64, len: usize, access: *const [i32; 3], count: usize) {
+        unsafe_call(|| {
         // SAFETY: see above. One entry: a device, to be read and written.
         if count != 1 || unsafe { (*access)[0] != 1 || (*access)[2] != 3 } { return INVALID_VALUE }
         // SAFETY: see above.
         vm(|vm| unsafe { vm.allow(address, len as u64) })
+        })
     }
     fn cuMemAllocAsync(address: *mut u64, len: usize, stream: *mut c_void) {
         on(|device| {

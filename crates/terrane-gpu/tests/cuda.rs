@@ -6,7 +6,7 @@
 mod common;
 
 use common::FirstFit;
-use cudarc::driver::{CudaContext, DevicePtr, DevicePtrMut, DeviceSlice};
+use cudarc::driver::{CudaContext, DevicePtr, DevicePtrMut, DeviceSlice, sys};
 use std::io::Write;
 use std::path::{Path, PathBuf};
 use std::process::{Command, Output};
@@ -14,8 +14,8 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicU32, Ordering};
 use terrane_gpu::conformance;
 use terrane_gpu::{
-    ChunkConfig, Cuda, CudaBuf, Device, DevicePool, GpuAbsence, PinnedPool, Sim, SimConfig, Streams,
-    VariablePool,
+    ChunkConfig, Cuda, CudaBuf, Device, DeviceBuf, DevicePool, GpuAbsence, PinnedPool, Sim, SimConfig,
+    Streams, VariablePool,
 };
 
 fn device(ordinal: u32, test: &str) -> Option<Arc<Cuda>> {
@@ -178,6 +178,67 @@ fn cuda_calls_back_when_work_is_done() {
 }
 
 #[test]
+fn cuda_captured_work_keeps_its_memory_and_runs_again_with_every_launch() {
+    let Some(device) = device(0, "cuda_captured_work") else { return };
+    let context = CudaContext::new(0).unwrap();
+    let stream = context.new_stream().unwrap();
+    let config = ChunkConfig { chunk_len: 4 << 20, ..ChunkConfig::default() };
+    let pool = VariablePool::on(device.clone(), config, FirstFit::default);
+    // SAFETY: the stream is alive.
+    let own = unsafe { device.adopt(stream.cu_stream().cast()).unwrap() };
+    let (other, out) = (device.stream_create().unwrap(), device.alloc(4096).unwrap());
+    let read = |expected: u8| {
+        let mut byte = 0;
+        // SAFETY: `out` is ours, and the host waits.
+        unsafe { device.download(&mut byte, out + 4095, 1, own).unwrap() };
+        device.stream_synchronize(own).unwrap();
+        assert_eq!(byte, expected);
+    };
+
+    let capture = pool.begin_capture(own).unwrap();
+    stream.begin_capture(sys::CUstreamCaptureMode::CU_STREAM_CAPTURE_MODE_GLOBAL).unwrap();
+    // Memory is taken from the driver, and given back to it, while nobody else may do such things.
+    let inside = DeviceBuf::<u8, _>::new_in(&pool, 4096, own).unwrap();
+    let address = inside.address();
+    // SAFETY: both are held, the buffer by the graph's memory.
+    unsafe {
+        device.fill(address, 5, 4096, own).unwrap();
+        device.copy(out, address, 4096, own).unwrap();
+    }
+    drop(inside);
+    let blocks: Vec<_> = (0..9).map(|_| pool.allocate(1 << 20, 256, other).unwrap()).collect();
+    for block in blocks {
+        // SAFETY: the block is held until the work is submitted.
+        unsafe {
+            device.fill(block.address(), 7, block.len(), other).unwrap();
+            pool.deallocate(block, other, &[]);
+        }
+    }
+    pool.trim();
+    let graph = stream.end_capture(sys::CUgraphInstantiate_flags(0)).unwrap().expect("there is work in it");
+    let memory = capture.end();
+
+    let after = DeviceBuf::<u8, _>::new_in(&pool, 4096, own).unwrap();
+    assert_ne!(after.address(), address, "the graph's memory is not for others");
+    for _ in 0..3 {
+        // SAFETY: both are held.
+        unsafe {
+            device.fill(after.address(), 6, 4096, own).unwrap();
+            device.fill(out, 0, 4096, own).unwrap();
+        }
+        read(0);
+        graph.launch().unwrap();
+        read(5);
+    }
+    drop(graph);
+    drop(memory);
+    drop(after);
+    // SAFETY: all work is done.
+    unsafe { device.free(out).unwrap() };
+    assert_no_violations();
+}
+
+#[test]
 fn cuda_copies_between_devices() {
     let Some(from) = device(0, "cuda_copies_between_devices") else { return };
     let Some(to) = device(1, "cuda_copies_between_devices") else { return };
@@ -218,13 +279,29 @@ fn child_says_what_is_absent() {
     }
 }
 
+/// What the example libraries are made of.
+fn sources() -> Vec<PathBuf> {
+    let root = Path::new(env!("CARGO_MANIFEST_DIR"));
+    let (mut files, mut folders) = (Vec::new(), vec![root.join("src"), root.join("examples")]);
+    while let Some(folder) = folders.pop() {
+        for entry in std::fs::read_dir(folder).unwrap() {
+            let path = entry.unwrap().path();
+            if path.is_dir() { &mut folders } else { &mut files }.push(path);
+        }
+    }
+    files
+}
+
 /// A folder that holds the named example library as the driver.
 fn folder_with(library: &str) -> PathBuf {
     let deps = std::env::current_exe().unwrap().parent().unwrap().to_path_buf();
     let built = deps.parent().unwrap().join("examples").join(format!("lib{library}.so"));
-    if !built.exists() {
-        // Only one test was asked for, so cargo did not build the examples.
-        let build = ["build", "--quiet", "--package", "terrane-gpu", "--example", library];
+    // Where only one test is asked for, cargo does not build the examples.
+    let age = |path: &Path| std::fs::metadata(path).and_then(|about| about.modified()).ok();
+    if age(&built).is_none_or(|built| sources().iter().filter_map(|file| age(file)).any(|file| file > built))
+    {
+        let build =
+            ["build", "--profile", "test", "--quiet", "--package", "terrane-gpu", "--example", library];
         assert!(Command::new(env!("CARGO")).args(build).status().unwrap().success());
     }
     let folder = deps.join(format!("driver-{library}"));
@@ -255,7 +332,7 @@ fn the_back_end_passes_over_a_driver_made_of_the_simulation() {
         let output = child(&folder, "cuda_", &[("FAKE_CUDA_SEED", seed), ("FAKE_CUDA_NUMA", "0")]);
         let text = String::from_utf8_lossy(&output.stdout) + String::from_utf8_lossy(&output.stderr);
         assert!(output.status.success(), "{text}");
-        assert!(text.contains("6 passed") && !text.contains("skipped:"), "{text}");
+        assert!(text.contains("7 passed") && !text.contains("skipped:"), "{text}");
     }
 }
 
