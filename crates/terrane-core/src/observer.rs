@@ -46,7 +46,8 @@ pub enum Event {
         /// Size class.
         class: u16,
     },
-    /// A parked slab was taken from the shelf by a heap that needed its class.
+    /// A parked slab of another heap was taken from a shelf by a heap that needs the shelf's class; `class` is the slab's own, which
+    /// may have changed since it was shelved.
     Steal {
         /// Size class.
         class: u16,

@@ -187,10 +187,12 @@ pub enum BlockKind {
     Large,
 }
 
-/// Looks up the block that starts at `block`.
+/// What lies at `block`: a small block of some class, or the start of a large or huge one. Whether the address is the start of the
+/// small block that it lies in is not looked at, nor whether that block is free.
 ///
 /// # Errors
-/// [`Misuse::NotABlock`] if the address is foreign or inside a block, [`Misuse::DoubleFree`] if the memory is free.
+/// [`Misuse::NotABlock`] if the address is foreign or inside a huge block, [`Misuse::DoubleFree`] if no slab and no start of a large
+/// block is there.
 #[inline]
 #[expect(clippy::not_unsafe_ptr_arg_deref, reason = "the map tells whether the address can be read")]
 pub fn look_up(block: *mut u8) -> Result<BlockKind, Misuse> {
@@ -223,10 +225,12 @@ fn look_up_rare(block: *mut u8) -> Result<BlockKind, Misuse> {
     }
 }
 
-/// Frees a block of unknown length. Null is ignored; anything else that is not a live block aborts with one line.
+/// Frees a block of unknown length. Null is ignored. An address that is foreign, or no start of a large or huge block that is live,
+/// aborts with one line, and so does a small block that was the last one freed. An address inside a small block does so in debug
+/// builds, and otherwise if the thread's list does not take it.
 ///
 /// # Safety
-/// The block came from this allocator and is not used any more.
+/// The block is null, or came from this allocator and is not used any more.
 #[inline]
 pub unsafe fn free(block: *mut u8) {
     if segment_map::place(block.addr()) == Place::Head && !block.addr().is_multiple_of(SEGMENT_BYTES) {
@@ -297,7 +301,8 @@ unsafe fn block_start(address: *mut u8, class: usize) -> *mut u8 {
     }
 }
 
-/// Bytes that the program may use of a block: at least what it asked for. 0 for null; misuse aborts with one line.
+/// Bytes that the program may use of a block: at least what it asked for. 0 for null; misuse that [`look_up`] notices aborts with one
+/// line.
 ///
 /// # Safety
 /// The block is live and came from this allocator, or is null.
@@ -383,7 +388,8 @@ unsafe fn realloc_by_copy(block: *mut u8, old_bytes: usize, align: usize, bytes:
 }
 
 /// Changes the length of a block of unknown length, as C's `realloc` does for a block that is not null and a length that is not
-/// 0. The new block is aligned to `align`.
+/// 0. The new block is aligned to `align`. Null when memory is out, and then the block is as before; misuse that [`look_up`] notices
+/// aborts with one line.
 ///
 /// # Safety
 /// The block is live and came from this allocator; `align` is a power of two.

@@ -56,13 +56,13 @@ pub struct Snapshot {
     pub heaps_used: u64,
     /// Times a list was filled.
     pub refills: u64,
-    /// Times a list was cut back.
+    /// Times blocks went from a list back to their slabs.
     pub flushes: u64,
     /// Blocks freed into slabs of other heaps.
     pub remote_frees: u64,
     /// Exchanges that carried them.
     pub remote_batches: u64,
-    /// Slabs stolen.
+    /// Parked slabs of other heaps taken from a shelf.
     pub steals: u64,
     /// Parked slabs claimed by freeing into them.
     pub claims: u64,

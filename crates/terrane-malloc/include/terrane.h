@@ -29,7 +29,8 @@ extern "C" {
 #endif
 
 /* A heap of its own, usable by any thread, destroyed at once with all its blocks. A block of a heap is freed by
- * terrane_heap_free on that heap, never by free. */
+ * terrane_heap_free on that heap, never by free. A heap has a lock: after a fork the child may use it if no other thread was using
+ * it at that moment. */
 typedef struct terrane_heap terrane_heap_t;
 
 /* NULL when memory is out. */

@@ -147,13 +147,13 @@ pub struct HeapCounters {
     pub classes: [ClassCounters; CLASSES],
     /// Times a thread's list was filled.
     pub refills: Counter,
-    /// Times a thread's list was cut back.
+    /// Times blocks went from a thread's list, or from what is aside for it, back to their slabs.
     pub flushes: Counter,
     /// Blocks freed into slabs of other heaps.
     pub remote_frees: Counter,
     /// Exchanges that carried them.
     pub remote_batches: Counter,
-    /// Slabs taken from a shelf.
+    /// Slabs of other heaps taken from a shelf.
     pub steals: Counter,
     /// Parked slabs claimed by freeing into them.
     pub claims: Counter,
