@@ -70,9 +70,11 @@ pub struct Choosing {
     bins: Bins,
     watch: Watch,
     waiting: Waiting,
+    /// In 256ths.
     mean: u64,
-    shift: u32,
 }
+
+const _: () = assert!(size_of::<Choosing>() < 17 << 10, "as `Adaptive` says");
 
 /// A number for each multiple of `2^step` that is a length to round to; as many to a step as the finest rounding has.
 #[inline(always)]
@@ -84,7 +86,7 @@ impl Policy for Choosing {
     type Extra = ();
 
     fn new(shift: u32) -> Self {
-        Self { bins: Bins::new(shift), watch: Watch::new(shift), waiting: Waiting::new(), mean: 0, shift }
+        Self { bins: Bins::new(shift), watch: Watch::new(), waiting: Waiting::new(), mean: 0 }
     }
 
     #[inline(always)]
@@ -138,7 +140,7 @@ impl Policy for Choosing {
         if rounding == Rounding::Exact {
             return (len, None);
         }
-        let step = step(len, rounding.bits(), self.shift);
+        let step = step(len, rounding.bits(), self.bins.shift());
         let mask = (1 << step) - 1;
         let Some(sum) = len.checked_add(mask) else { return (len, None) };
         let ample = sum & !mask;
@@ -153,7 +155,7 @@ impl Policy for Choosing {
         if !self.watch.waits() {
             return false;
         }
-        let step = step(len, self.watch.rounding().bits(), self.shift);
+        let step = step(len, self.watch.rounding().bits(), self.bins.shift());
         len & ((1 << step) - 1) == 0 && self.waiting.push(class_of(len, step), node, len)
     }
 

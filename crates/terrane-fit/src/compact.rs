@@ -1,21 +1,19 @@
 //! Spans that can be moved: handles, pins, and compaction within a budget.
 //!
-//! Invariants: a slot that is in use has a live span of the engine, and `by_offset` maps the offset of exactly these spans
-//! to their slots. A handle is good exactly while its generation is its slot's; vacating raises that, so no handle comes
-//! back to life before 2³² spans have used its slot.
+//! Invariants: a slot that is in use has a live span of the engine, and each of these has one slot; the slots that are not in
+//! use form a list from `unused`. A handle is good exactly while its generation is its slot's; vacating raises that, so no
+//! handle comes back to life before 2³² spans have used its slot.
 //!
 //! Protocol: compaction goes up the space and slides every span that is not pinned down over the hole below it, which the
-//! hole thereby passes and gathers up the next. The bytes are moved by a callback before anything is entered; if it fails,
+//! hole thereby passes and gathers up the next. No span passes another, so their order is found once, at the beginning. The bytes are moved by a callback before anything is entered; if it fails,
 //! the span is where it was. Between two spans everything is consistent, so it can stop there when a budget is used up and
 //! go on later.
 
 use crate::engine::{Engine, Policy};
 use crate::survey::{Plot, Survey};
 use crate::tlsf::Bins;
-use alloc::collections::BTreeMap;
 use alloc::vec::Vec;
 use core::fmt;
-use core::ops::Bound::{Excluded, Unbounded};
 use terrane_core::{PlaceError, Placement, PlacementError, Span};
 
 /// Names a span wherever it has been moved to.
@@ -137,19 +135,27 @@ impl<E: core::error::Error + 'static> core::error::Error for CompactError<E> {
 
 #[derive(Clone, Copy)]
 struct Slot {
-    /// Length zero if the slot is not in use.
+    /// Length zero if the slot is not in use; its offset is then the next such slot.
     span: Span,
     align: u64,
     generation: u32,
     pins: u32,
 }
 
-/// An engine whose spans have handles and can be moved. Metadata comes from the global allocator.
+/// No slot.
+const NONE: u32 = u32::MAX;
+
+const _: () = assert!(size_of::<Slot>() == 32, "as `Movable` says");
+
+/// An engine whose spans have handles and can be moved.
+///
+/// A handle adds constant time to placing and vacating. Metadata comes from the global allocator: 32 bytes for each handle
+/// beside what the engine takes. Vacating takes none.
 pub struct Movable<P: Policy = Bins> {
     engine: Engine<P>,
     slots: Vec<Slot>,
-    unused: Vec<u32>,
-    by_offset: BTreeMap<u64, u32>,
+    /// The first slot that is not in use.
+    unused: u32,
 }
 
 impl<P: Policy> Movable<P> {
@@ -159,7 +165,7 @@ impl<P: Policy> Movable<P> {
     /// If `granule` is not a power of two.
     pub fn with_granule(granule: u64) -> Self {
         let engine = Engine::with_granule(granule);
-        Self { engine, slots: Vec::new(), unused: Vec::new(), by_offset: BTreeMap::new() }
+        Self { engine, slots: Vec::new(), unused: NONE }
     }
 
     /// As [`Placement::add`].
@@ -183,18 +189,22 @@ impl<P: Policy> Movable<P> {
     /// # Errors
     /// As there.
     pub fn place(&mut self, len: u64, align: u64) -> Result<Handle, PlaceError> {
-        if self.unused.is_empty() && self.slots.len() >= u32::MAX as usize {
-            return Err(PlaceError::NoMetadata);
+        if self.unused == NONE {
+            let full = self.slots.len() >= NONE as usize;
+            if full || self.slots.try_reserve(1).is_err() {
+                return Err(PlaceError::NoMetadata);
+            }
         }
         let span = self.engine.place(len, align)?;
-        let slot = self.unused.pop().unwrap_or_else(|| {
+        let mut slot = self.unused;
+        if let Some(entry) = self.slots.get_mut(slot as usize) {
+            self.unused = entry.span.offset as u32;
+            *entry = Slot { span, align, pins: 0, ..*entry };
+        } else {
+            slot = self.slots.len() as u32;
             self.slots.push(Slot { span, align, generation: 0, pins: 0 });
-            (self.slots.len() - 1) as u32
-        });
-        let entry = &mut self.slots[slot as usize];
-        (entry.span, entry.align, entry.pins) = (span, align, 0);
-        self.by_offset.insert(span.offset, slot);
-        Ok(Handle { slot, generation: entry.generation })
+        }
+        Ok(Handle { slot, generation: self.slots[slot as usize].generation })
     }
 
     /// Vacates the span of `handle`, pinned or not.
@@ -202,11 +212,11 @@ impl<P: Policy> Movable<P> {
     /// # Errors
     /// [`StaleHandle`] if it was vacated before; nothing has changed then.
     pub fn vacate(&mut self, handle: Handle) -> Result<(), StaleHandle> {
+        let next = Span::new(u64::from(self.unused), 0);
         let slot = self.slot(handle)?;
-        let span = core::mem::replace(&mut slot.span, Span::new(0, 0));
+        let span = core::mem::replace(&mut slot.span, next);
         slot.generation = slot.generation.wrapping_add(1);
-        self.unused.push(handle.slot);
-        self.by_offset.remove(&span.offset);
+        self.unused = handle.slot;
         self.engine.vacate(span);
         Ok(())
     }
@@ -247,6 +257,9 @@ impl<P: Policy> Movable<P> {
     /// Slides spans down until all holes that pins allow are gathered at the upper ends of their spaces, or `budget` is used
     /// up. `mover` moves the contents of one span; when it is called, the place they go to holds nothing else.
     ///
+    /// Takes O(n log n) time for n spans beside the moves, and 4 n bytes for the order of the spans until it returns; if there
+    /// is no memory for them it does nothing, as if out of budget.
+    ///
     /// # Errors
     /// [`CompactError`] with what `mover` said; all moves before that one are done, that one is not.
     pub fn compact<E>(
@@ -256,30 +269,34 @@ impl<P: Policy> Movable<P> {
     ) -> Result<Compaction, CompactError<E>> {
         self.engine.merge_waiting();
         let mut done = Compaction::default();
-        let mut next = self.by_offset.first_key_value().map(|(&offset, &slot)| (offset, slot));
-        while let Some((offset, slot)) = next {
-            let Slot { span, align, generation, pins } = self.slots[slot as usize];
-            let target = if pins == 0 { self.engine.lower_place(span, align) } else { None };
-            if let Some(to) = target {
-                let step = Move { handle: Handle { slot, generation }, from: span, to };
-                if budget.overlapping || !step.overlaps() {
-                    let within = done.moves < budget.moves && span.len <= budget.units - done.units;
-                    if !within || !budget.has_time() || !self.engine.can_slide() {
-                        return Ok(done);
-                    }
-                    if let Err(cause) = mover(step) {
-                        return Err(CompactError { done, cause });
-                    }
-                    self.engine.slide(span, to);
-                    self.by_offset.remove(&offset);
-                    self.by_offset.insert(to.offset, slot);
-                    self.slots[slot as usize].span = to;
-                    done.moves += 1;
-                    done.units += span.len;
-                }
+        let mut order: Vec<u32> = Vec::new();
+        if order.try_reserve_exact(self.engine.live()).is_err() {
+            return Ok(done);
+        }
+        let movable = |&slot: &u32| {
+            let Slot { span, pins, .. } = self.slots[slot as usize];
+            span.len != 0 && pins == 0
+        };
+        order.extend((0..self.slots.len() as u32).filter(movable));
+        order.sort_unstable_by_key(|&slot| self.slots[slot as usize].span.offset);
+        for slot in order {
+            let Slot { span, align, generation, .. } = self.slots[slot as usize];
+            let Some(to) = self.engine.lower_place(span, align) else { continue };
+            let step = Move { handle: Handle { slot, generation }, from: span, to };
+            if step.overlaps() && !budget.overlapping {
+                continue;
             }
-            let above = self.by_offset.range((Excluded(offset), Unbounded)).next();
-            next = above.map(|(&offset, &slot)| (offset, slot));
+            let within = done.moves < budget.moves && span.len <= budget.units - done.units;
+            if !within || !budget.has_time() || !self.engine.can_slide() {
+                return Ok(done);
+            }
+            if let Err(cause) = mover(step) {
+                return Err(CompactError { done, cause });
+            }
+            self.engine.slide(span, to);
+            self.slots[slot as usize].span = to;
+            done.moves += 1;
+            done.units += span.len;
         }
         done.finished = true;
         Ok(done)

@@ -8,6 +8,7 @@
 //! after everything that waits has been passed on.
 
 use crate::misuse::{Checked, misuse};
+use crate::spans::GOLDEN;
 use crate::survey::{Plot, Survey, Use};
 use terrane_core::{PlaceError, Placement, PlacementError, Span};
 
@@ -18,7 +19,8 @@ const BINS: usize = 32;
 ///
 /// It suits streams with few lengths, and compares them as asked for: with a granule, ask for multiples of it. Spans that wait
 /// keep their neighbours from merging; [`flush`](Self::flush) lets them. A span that has waited counts as internal waste what
-/// it did when it was cut. It takes `32 · SLOTS · 16` bytes and no other memory.
+/// it did when it was cut. It takes `32 · (SLOTS · 16 + 8)` bytes on 64-bit machines
+/// and no other memory; each request looks through one bin, at most `SLOTS` spans.
 pub struct Deferred<E, const SLOTS: usize = 8> {
     engine: E,
     bins: [[Span; SLOTS]; BINS],
@@ -61,7 +63,7 @@ impl<E: Checked, const SLOTS: usize> Deferred<E, SLOTS> {
     }
 
     const fn bin(len: u64) -> usize {
-        (len.wrapping_mul(0x9E37_79B9_7F4A_7C15) >> (64 - BINS.trailing_zeros())) as usize
+        (len.wrapping_mul(GOLDEN) >> (64 - BINS.trailing_zeros())) as usize
     }
 }
 

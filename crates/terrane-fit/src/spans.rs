@@ -19,7 +19,7 @@ use core::ops::{Index, IndexMut};
 use terrane_core::{PlacementError, Span};
 
 /// Multiplier of Fibonacci hashing (Knuth, The Art of Computer Programming, vol. 3): 2⁶⁴ over the golden ratio.
-const GOLDEN: u64 = 0x9E37_79B9_7F4A_7C15;
+pub(crate) const GOLDEN: u64 = 0x9E37_79B9_7F4A_7C15;
 
 /// A live record, its bucket, and the record before it there.
 pub(crate) struct Found {

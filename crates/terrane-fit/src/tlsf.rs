@@ -52,6 +52,12 @@ const fn bin_above(len: u64) -> usize {
 }
 
 impl Bins {
+    /// Binary logarithm of the unit that all lengths are multiples of.
+    #[inline(always)]
+    pub(crate) const fn shift(&self) -> u32 {
+        self.shift
+    }
+
     #[inline(always)]
     fn bin(&self, len: u64) -> usize {
         bin_of(len >> self.shift)

@@ -22,6 +22,9 @@ pub struct Twig {
     up: u32,
 }
 
+const _: () =
+    assert!(size_of::<Node<Twig>>() == 40 && size_of::<Node<Branch>>() == 48, "as the front page says");
+
 pub(crate) trait Extra: Copy + Default {
     fn up(&self) -> u32;
     fn set_up(&mut self, up: u32);

@@ -66,14 +66,13 @@ pub(crate) const fn step(len: u64, bits: u32, shift: u32) -> u32 {
 
 #[derive(Clone)]
 pub(crate) struct Watch {
-    shift: u32,
     rounding: Rounding,
     waits: bool,
     /// Whether a part of the space that is worth it lies in holes.
     room: bool,
     /// Whether vacated spans came to lie alone when that was last asked.
     alone: bool,
-    coarse: bool,
+    /// Searches until the next look.
     tick: u32,
     /// Searches for a hole in this window.
     finds: u32,
@@ -81,28 +80,28 @@ pub(crate) struct Watch {
     spans: u32,
     /// Holes that came to lie between two live spans in this window.
     lone: u32,
+    /// Units that coarse rounding would have put into holes just too short, in this window.
     near: u64,
+    /// Units that it would have added to all requests.
     slack: u64,
     /// Windows until waiting is tried again, and the binary logarithm of the last such number.
     pause: u32,
     pauses: u32,
     /// Windows for which spans have been waiting without a break.
     waited: u32,
-    /// Windows until coarse rounding is left out for one, and the binary logarithm of the next such number.
+    /// Windows until coarse rounding is left out for one, zero without it, and the binary logarithm of the next such number.
     until: u32,
     patience: u32,
     switches: u64,
 }
 
 impl Watch {
-    pub(crate) const fn new(shift: u32) -> Self {
+    pub(crate) const fn new() -> Self {
         Self {
-            shift,
             rounding: Rounding::Eighths,
             waits: false,
             room: true,
             alone: true,
-            coarse: false,
             tick: TICK,
             finds: 0,
             spans: 0,
@@ -148,13 +147,13 @@ impl Watch {
     /// Whether `near` and `slack` would mean something.
     #[inline(always)]
     pub(crate) const fn compares(&self) -> bool {
-        !self.coarse
+        self.until == 0
     }
 
-    /// `len` units are to be cut out of `hole`, which is of those in `bins`.
+    /// `len` units are to be cut out of `hole`, which is in `bins`.
     #[inline(always)]
     pub(crate) fn compare(&mut self, bins: &Bins, hole: &Node<<Bins as Policy>::Extra>, len: u64) {
-        let mask = (1 << step(len, Rounding::Quarters.bits(), self.shift)) - 1;
+        let mask = (1 << step(len, Rounding::Quarters.bits(), bins.shift())) - 1;
         let coarse = len.saturating_add(mask) & !mask;
         self.slack = self.slack.saturating_add(coarse.saturating_sub(len));
         if hole.len / 2 >= len && bins.any_between(coarse.saturating_sub(mask), len) {
@@ -187,10 +186,10 @@ impl Watch {
             self.decide(merged, holes, total, figures());
             (self.finds, self.spans, self.lone, self.near, self.slack) = (0, spans, 0, 0, 0);
         }
-        self.rounding = match (self.coarse, self.room) {
-            (true, _) => Rounding::Quarters,
-            (false, true) => Rounding::Eighths,
-            (false, false) => Rounding::Exact,
+        self.rounding = match (self.until, self.room) {
+            (1.., _) => Rounding::Quarters,
+            (0, true) => Rounding::Eighths,
+            (0, false) => Rounding::Exact,
         };
         self.switches += u64::from(before != (self.rounding, self.waits));
     }
@@ -204,11 +203,9 @@ impl Watch {
 
     /// `merged` spans were vacated in this window and do not wait.
     fn decide(&mut self, merged: u32, holes: u64, total: u64, (taken, refused): (u32, u32)) {
-        if self.coarse {
+        if self.until != 0 {
             self.until -= 1;
-            self.coarse = self.until != 0;
         } else if self.near > self.slack.saturating_mul(4) && taken == 0 {
-            self.coarse = true;
             self.until = 1 << self.patience;
             self.patience = (self.patience + 1).min(LONGEST);
         } else {

@@ -5,8 +5,8 @@ use std::alloc::{GlobalAlloc, Layout, System};
 use std::cell::Cell;
 use std::mem::MaybeUninit;
 use terrane_fit::{
-    Adaptive, BestFit, Buddy, Checked, Deferred, FirstFit, Fixed, NextFit, PlaceError, Placement, Span,
-    Survey, Tlsf,
+    Adaptive, BestFit, Buddy, Checked, Deferred, FirstFit, Fixed, Movable, NextFit, PlaceError, Placement,
+    Span, Survey, Tlsf,
 };
 
 struct Counting;
@@ -152,4 +152,18 @@ fn resizing_over_a_buffer_allocates_nothing() {
         engine.vacate(span);
     });
     assert_eq!(requests, 0);
+}
+
+#[test]
+fn vacating_a_handle_and_placing_as_many_again_asks_for_nothing() {
+    let mut spans: Movable = Movable::with_granule(1);
+    spans.add(Span::new(0, 1 << 20)).unwrap();
+    let mut live: Vec<_> = (0..1000).map(|n| spans.place(1 + n % 50, 1).unwrap()).collect();
+    let ((), requests) = counted(|| {
+        live.iter().for_each(|&handle| spans.vacate(handle).unwrap());
+        live.iter_mut().for_each(|handle| *handle = spans.place(20, 1).unwrap());
+        live.iter().for_each(|&handle| spans.vacate(handle).unwrap());
+    });
+    assert_eq!(requests, 0);
+    assert_eq!(spans.largest_free(), 1 << 20);
 }
