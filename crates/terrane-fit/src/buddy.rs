@@ -9,7 +9,7 @@
 //! address, so no table is searched.
 
 use crate::fixed::Fixed;
-use crate::misuse::{Checked, misuse};
+use crate::misuse::{Checked, check_space, misuse};
 use crate::node::NIL;
 use crate::spans::Spans;
 use crate::survey::{Plot, Survey};
@@ -98,14 +98,6 @@ impl<A: Allocator> Buddy<A> {
         self.spans.live() as usize
     }
 
-    fn check(&self, span: Span) -> Result<(), PlacementError> {
-        let bits = span.offset | span.len;
-        if span.len == 0 || bits & (self.granule - 1) != 0 || span.end().is_none() {
-            return Err(PlacementError::BadSpan { span });
-        }
-        Ok(())
-    }
-
     fn link(&mut self, node: u32) {
         let order = self.spans[node].len.trailing_zeros();
         let head = core::mem::replace(&mut self.heads[order as usize], node);
@@ -172,7 +164,7 @@ impl<A: Allocator> Buddy<A> {
 
 impl<A: Allocator> Placement for Buddy<A> {
     fn add(&mut self, space: Span) -> Result<(), PlacementError> {
-        self.check(space)?;
+        check_space(space, self.granule)?;
         self.spans.reserve(2 + BLOCKS)?;
         let hole = self.spans.open(space)?;
         self.divide(hole);
@@ -181,7 +173,7 @@ impl<A: Allocator> Placement for Buddy<A> {
 
     /// As the trait says, and also if `space` covers several blocks that are all holes.
     fn remove(&mut self, space: Span) -> Result<(), PlacementError> {
-        self.check(space)?;
+        check_space(space, self.granule)?;
         let first = self.spans.record_at(space)?;
         let end = space.offset + (space.len - 1);
         let mut node = first;
@@ -276,25 +268,15 @@ impl<A: Allocator> Placement for Buddy<A> {
     }
 }
 
-impl<A: Allocator> Buddy<A> {
-    /// [`Placement::vacate`] that checks: the one difference is that a wrong span is an error, in every build.
-    ///
-    /// # Errors
-    /// [`PlacementError::NotPlaced`] if `span` is not a live one; nothing has changed then.
-    pub fn try_vacate(&mut self, span: Span) -> Result<(), PlacementError> {
-        let Some(node) = self.spans.make_hole(span) else { return Err(PlacementError::NotPlaced { span }) };
-        self.settle(node);
-        Ok(())
-    }
-}
-
 impl<A: Allocator> Checked for Buddy<A> {
     fn is_live(&self, span: Span) -> bool {
         self.spans.find_live(span).is_some()
     }
 
     fn try_vacate(&mut self, span: Span) -> Result<(), PlacementError> {
-        Buddy::try_vacate(self, span)
+        let Some(node) = self.spans.make_hole(span) else { return Err(PlacementError::NotPlaced { span }) };
+        self.settle(node);
+        Ok(())
     }
 }
 

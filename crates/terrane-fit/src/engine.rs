@@ -12,7 +12,7 @@
 //! merged: a request fails only after everything that waits has, and a survey joins it with the holes around it.
 
 use crate::fixed::Fixed;
-use crate::misuse::{Checked, misuse};
+use crate::misuse::{Checked, ResizeError, check_space, misuse};
 use crate::node::Node;
 use crate::spans::Spans;
 use crate::survey::{Plot, Survey, Use};
@@ -174,12 +174,13 @@ impl<P: Policy, A: Allocator> Engine<P, A> {
         &self.policy
     }
 
-    fn check(&self, span: Span) -> Result<(), PlacementError> {
-        let bits = span.offset | span.len;
-        if span.len == 0 || bits & (self.granule - 1) != 0 || span.end().is_none() {
-            return Err(PlacementError::BadSpan { span });
+    /// `len` as a multiple of the granule.
+    #[inline(always)]
+    fn round(&self, len: u64) -> Result<u64, PlaceError> {
+        match len.checked_add(self.granule - 1) {
+            Some(sum) if len != 0 => Ok(sum & !(self.granule - 1)),
+            _ => Err(PlaceError::BadLength { requested: len }),
         }
-        Ok(())
     }
 
     /// Merges `node`, a hole in no index whose neighbours may be holes, and enters what comes of it.
@@ -258,10 +259,7 @@ impl<P: Policy, A: Allocator> Engine<P, A> {
         if !align.is_power_of_two() {
             return Err(PlaceError::BadAlign { requested: align });
         }
-        let rounded = match len.checked_add(self.granule - 1) {
-            Some(sum) if len != 0 => sum & !(self.granule - 1),
-            _ => return Err(PlaceError::BadLength { requested: len }),
-        };
+        let rounded = self.round(len)?;
         let align = align.max(self.granule);
         let (ample, waited) = self.policy.recall(self.spans.nodes_ref(), rounded, align);
         if let Some(node) = waited {
@@ -317,36 +315,16 @@ impl<P: Policy, A: Allocator> Engine<P, A> {
         }
     }
 
-    /// [`Placement::vacate`] that checks: the one difference is that a wrong span is an error, in every build.
+    /// Makes a live span longer or shorter where it lies; its new form is returned and takes the place of `span`. Takes the
+    /// time of a place and a vacate; the new length is rounded up to the granule and no further.
     ///
     /// # Errors
-    /// [`PlacementError::NotPlaced`] if `span` is not a live one; nothing has changed then.
-    #[inline]
-    pub fn try_vacate(&mut self, span: Span) -> Result<(), PlacementError> {
-        let Some(found) = self.spans.seek(span) else { return Err(PlacementError::NotPlaced { span }) };
-        if P::WAITS && self.policy.keep(found.node, span.len) {
-            self.spans.wait(found.node);
-            return Ok(());
-        }
-        let node = self.spans.make_found_hole(found);
-        self.settle(node);
-        Ok(())
-    }
-
-    /// Makes a live span longer or shorter where it lies; its new form is returned and takes the place of `span`.
-    ///
-    /// # Errors
-    /// [`PlaceError::NoRoom`] if what follows is not a hole, or not long enough; [`PlaceError::BadLength`] for a length of
-    /// zero and for a span that is not live; [`PlaceError::NoMetadata`]. Nothing has changed then.
-    pub fn resize(&mut self, span: Span, len: u64) -> Result<Span, PlaceError> {
-        let rounded = match len.checked_add(self.granule - 1) {
-            Some(sum) if len != 0 => sum & !(self.granule - 1),
-            _ => return Err(PlaceError::BadLength { requested: len }),
-        };
+    /// [`ResizeError::NotPlaced`] if `span` is not a live one; [`ResizeError::NoPlace`] if what follows it is not a hole or not
+    /// long enough, for a length of zero, and for want of metadata. Nothing has changed then.
+    pub fn resize(&mut self, span: Span, len: u64) -> Result<Span, ResizeError> {
+        let rounded = self.round(len)?;
         self.spans.reserve(2).map_err(|_| PlaceError::NoMetadata)?;
-        let Some(node) = self.spans.find_live(span) else {
-            return Err(PlaceError::BadLength { requested: len });
-        };
+        let Some(node) = self.spans.find_live(span) else { return Err(ResizeError::NotPlaced { span }) };
         let mut next = self.spans[node].next;
         let ample = self.spans[next].is_hole() && self.spans[next].len >= rounded.saturating_sub(span.len);
         if P::WAITS && rounded > span.len && !ample {
@@ -356,7 +334,7 @@ impl<P: Policy, A: Allocator> Engine<P, A> {
         }
         let room = if self.spans[next].is_hole() { self.spans[next].len } else { 0 };
         if rounded > span.len && rounded - span.len > room {
-            return Err(self.no_room(len));
+            return Err(self.no_room(len).into());
         }
         // Out of its bucket and back, so that the counts are kept by one piece of code.
         let live = self.spans.make_hole(span);
@@ -405,7 +383,7 @@ impl<P: Policy, A: Allocator> Engine<P, A> {
 
 impl<P: Policy, A: Allocator> Placement for Engine<P, A> {
     fn add(&mut self, space: Span) -> Result<(), PlacementError> {
-        self.check(space)?;
+        check_space(space, self.granule)?;
         self.spans.reserve(2)?;
         let hole = self.spans.open(space)?;
         self.settle(hole);
@@ -413,7 +391,7 @@ impl<P: Policy, A: Allocator> Placement for Engine<P, A> {
     }
 
     fn remove(&mut self, space: Span) -> Result<(), PlacementError> {
-        self.check(space)?;
+        check_space(space, self.granule)?;
         self.merge_waiting();
         let hole = self.spans.hole_around(space)?;
         self.spans.reserve(3)?;
@@ -474,7 +452,14 @@ impl<P: Policy, A: Allocator> Checked for Engine<P, A> {
 
     #[inline]
     fn try_vacate(&mut self, span: Span) -> Result<(), PlacementError> {
-        Engine::try_vacate(self, span)
+        let Some(found) = self.spans.seek(span) else { return Err(PlacementError::NotPlaced { span }) };
+        if P::WAITS && self.policy.keep(found.node, span.len) {
+            self.spans.wait(found.node);
+            return Ok(());
+        }
+        let node = self.spans.make_found_hole(found);
+        self.settle(node);
+        Ok(())
     }
 }
 

@@ -107,7 +107,7 @@ pub use deferred::Deferred;
 pub use engine::{Engine, Policy};
 pub use first_fit::{ByOffset, FirstFit, NextFit};
 pub use fixed::Fixed;
-pub use misuse::Checked;
+pub use misuse::{Checked, ResizeError};
 pub use survey::{HoleClass, Metrics, Plot, Survey, Use};
 pub use terrane_core::{PlaceError, Placement, PlacementError, Span};
 pub use tlsf::{Bins, Tlsf};

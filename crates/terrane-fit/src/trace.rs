@@ -11,7 +11,6 @@
 //!
 //! Ids are small numbers, since a player keeps a table of them. A lifetime is the distance between a `p` and its `v`.
 
-use alloc::string::{String, ToString};
 use alloc::vec::Vec;
 use core::fmt;
 use core::str::FromStr;
@@ -218,6 +217,7 @@ pub struct Outcome {
     pub reach: u64,
 }
 
+/// The text form; what [`FromStr`] reads.
 impl fmt::Display for Trace {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         for request in &self.requests {
@@ -263,12 +263,5 @@ impl FromStr for Trace {
             trace.push(request).map_err(here)?;
         }
         Ok(trace)
-    }
-}
-
-impl Trace {
-    /// The text form; what [`FromStr`] reads.
-    pub fn to_text(&self) -> String {
-        self.to_string()
     }
 }

@@ -1,6 +1,6 @@
 //! What the adaptive engine decides, and that deciding does no harm.
 
-use terrane_fit::{Adaptive, PlacementError, Rounding, Span, Standing, Survey, Use};
+use terrane_fit::{Adaptive, Checked, PlacementError, Rounding, Span, Standing, Survey, Use};
 use terrane_fit::{PlaceError, Placement};
 
 /// A stream of numbers (Marsaglia: "Xorshift RNGs", 2003).

@@ -3,7 +3,8 @@
 use std::mem::MaybeUninit;
 use std::process::Command;
 use terrane_fit::{
-    BestFit, Buddy, Deferred, FirstFit, PlaceError, Placement, PlacementError, Span, Survey, Tlsf,
+    BestFit, Buddy, Deferred, FirstFit, PlaceError, Placement, PlacementError, ResizeError, Span, Survey,
+    Tlsf,
 };
 
 #[test]
@@ -79,7 +80,9 @@ fn a_span_grows_and_shrinks_where_it_lies() {
     engine.add(Span::new(0, 256)).unwrap();
     let a = engine.place(60, 16).unwrap();
     let b = engine.place(16, 16).unwrap();
-    assert_eq!(engine.resize(a, 65), Err(PlaceError::NoRoom { requested: 65, free: 176, largest: 176 }));
+    let no_room =
+        |requested, free| ResizeError::NoPlace(PlaceError::NoRoom { requested, free, largest: free });
+    assert_eq!(engine.resize(a, 65), Err(no_room(65, 176)));
     let b = engine.resize(b, 100).unwrap();
     assert_eq!(b, Span::new(64, 112));
     let a = engine.resize(a, 20).unwrap();
@@ -87,10 +90,12 @@ fn a_span_grows_and_shrinks_where_it_lies() {
     let metrics = engine.metrics();
     assert_eq!((metrics.slack, metrics.holes, metrics.used()), (12 + 12, 2, 144));
     let b = engine.resize(b, 192).unwrap();
-    assert_eq!(engine.resize(b, 193), Err(PlaceError::NoRoom { requested: 193, free: 32, largest: 32 }));
+    assert_eq!(engine.resize(b, 193), Err(no_room(193, 32)));
     let a = engine.resize(a, 64).unwrap();
     assert_eq!(engine.free_bytes(), 0);
-    assert_eq!(engine.resize(Span::new(0, 32), 16), Err(PlaceError::BadLength { requested: 16 }), "not live");
+    let before = Span::new(0, 32);
+    assert_eq!(engine.resize(before, 16), Err(ResizeError::NotPlaced { span: before }), "its form before");
+    assert_eq!(engine.resize(a, 0), Err(ResizeError::NoPlace(PlaceError::BadLength { requested: 0 })));
     engine.vacate(a);
     engine.vacate(b);
     assert_eq!((engine.largest_free(), engine.metrics().slack), (256, 0));

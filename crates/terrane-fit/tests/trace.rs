@@ -7,7 +7,7 @@ use terrane_fit::{Adaptive, BestFit, Buddy, FirstFit, NextFit, Placement, Span, 
 fn a_trace_reads_back_as_it_was_written() {
     for workload in Workload::ALL {
         let trace = workload.trace(100, 7);
-        assert_eq!(trace.to_text().parse::<Trace>().as_ref(), Ok(&trace), "{}", workload.name());
+        assert_eq!(trace.to_string().parse::<Trace>().as_ref(), Ok(&trace), "{}", workload.name());
     }
     let text = "# a comment\n\np 3 100\n  p 0 7 64 # another\nv 3\n";
     let trace: Trace = text.parse().unwrap();

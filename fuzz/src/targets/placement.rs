@@ -5,24 +5,20 @@ use crate::bytes::Bytes;
 use std::convert::Infallible;
 use terrane_fit::trace::Trace;
 use terrane_fit::{
-    Adaptive, BestFit, Buddy, Budget, FirstFit, Handle, Movable, NextFit, PlaceError, PlacementError, Span,
-    Survey, Tlsf, Use,
+    Adaptive, BestFit, Buddy, Budget, Checked, FirstFit, Handle, Movable, NextFit, PlaceError, ResizeError,
+    Span, Survey, Tlsf, Use,
 };
 
-trait Subject: Survey {
+trait Subject: Survey + Checked {
     const BUDDY: bool;
-    fn try_vacate(&mut self, span: Span) -> Result<(), PlacementError>;
-    fn resize(&mut self, span: Span, len: u64) -> Option<Result<Span, PlaceError>>;
+    fn resize(&mut self, span: Span, len: u64) -> Option<Result<Span, ResizeError>>;
 }
 
 macro_rules! subject {
     ($($engine:ident),*) => {$(
         impl Subject for $engine {
             const BUDDY: bool = false;
-            fn try_vacate(&mut self, span: Span) -> Result<(), PlacementError> {
-                $engine::try_vacate(self, span)
-            }
-            fn resize(&mut self, span: Span, len: u64) -> Option<Result<Span, PlaceError>> {
+            fn resize(&mut self, span: Span, len: u64) -> Option<Result<Span, ResizeError>> {
                 Some($engine::resize(self, span, len))
             }
         }
@@ -32,10 +28,7 @@ subject!(Tlsf, BestFit, FirstFit, NextFit, Adaptive);
 
 impl Subject for Buddy {
     const BUDDY: bool = true;
-    fn try_vacate(&mut self, span: Span) -> Result<(), PlacementError> {
-        Buddy::try_vacate(self, span)
-    }
-    fn resize(&mut self, _: Span, _: u64) -> Option<Result<Span, PlaceError>> {
+    fn resize(&mut self, _: Span, _: u64) -> Option<Result<Span, ResizeError>> {
         None
     }
 }
@@ -188,7 +181,7 @@ pub fn run(data: &[u8]) {
         6 => compact(&mut input),
         _ => {
             if let Ok(trace) = String::from_utf8_lossy(data.get(1..).unwrap_or(&[])).parse::<Trace>() {
-                assert_eq!(trace.to_text().parse(), Ok(trace), "a trace reads back as it was written");
+                assert_eq!(trace.to_string().parse(), Ok(trace), "a trace reads back as it was written");
             }
         }
     }

@@ -4,7 +4,8 @@
 
 use super::Subject;
 use terrane_fit::{
-    Adaptive, Checked, PlaceError, Placement, PlacementError, Plot, Rounding, Span, Standing, Survey,
+    Adaptive, Checked, PlaceError, Placement, PlacementError, Plot, ResizeError, Rounding, Span, Standing,
+    Survey,
 };
 
 /// What the engine has learnt to do.
@@ -81,7 +82,7 @@ impl<L: Lesson> Subject for Learnt<L> {
         engine.remove(school).unwrap();
         Self(engine, std::marker::PhantomData)
     }
-    fn resize(&mut self, span: Span, len: u64) -> Option<Result<Span, PlaceError>> {
+    fn resize(&mut self, span: Span, len: u64) -> Option<Result<Span, ResizeError>> {
         Some(self.0.resize(span, len))
     }
 }

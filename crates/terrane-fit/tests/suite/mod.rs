@@ -4,8 +4,8 @@ pub mod learnt;
 
 use proptest::prelude::*;
 use terrane_fit::{
-    Adaptive, BestFit, Buddy, Checked, Deferred, FirstFit, NextFit, PlaceError, PlacementError, Span, Survey,
-    Tlsf, Use,
+    Adaptive, BestFit, Buddy, Checked, Deferred, FirstFit, NextFit, PlaceError, PlacementError, ResizeError,
+    Span, Survey, Tlsf, Use,
 };
 
 /// An engine as the suite sees it.
@@ -25,7 +25,7 @@ pub trait Subject: Survey + Checked {
         None
     }
     /// Resizing in place, if the engine can.
-    fn resize(&mut self, _span: Span, _len: u64) -> Option<Result<Span, PlaceError>> {
+    fn resize(&mut self, _span: Span, _len: u64) -> Option<Result<Span, ResizeError>> {
         None
     }
 }
@@ -50,7 +50,7 @@ macro_rules! subject {
                 let right: fn(&mut dyn Iterator<Item = Span>, u64) -> Option<Span> = $right;
                 right(fitting, rover)
             }
-            fn resize(&mut self, span: Span, len: u64) -> Option<Result<Span, PlaceError>> {
+            fn resize(&mut self, span: Span, len: u64) -> Option<Result<Span, ResizeError>> {
                 Some($engine::resize(self, span, len))
             }
         }
@@ -282,7 +282,8 @@ fn resize<E: Subject>(engine: &mut E, model: &mut Model, granule: u64, at: usize
         Some(Err(error)) => {
             assert!(rounded > room, "{span:?} has room to grow to {room}, enough for {rounded}");
             let (free, largest) = (engine.free_bytes(), engine.largest_free());
-            assert_eq!(error, PlaceError::NoRoom { requested: len, free, largest });
+            let cause = PlaceError::NoRoom { requested: len, free, largest };
+            assert_eq!(error, ResizeError::NoPlace(cause));
         }
     }
 }
@@ -298,6 +299,9 @@ fn apply<E: Subject>(engine: &mut E, model: &mut Model, granule: u64, op: &Op) {
             let (span, _) = model.live.remove(which % model.live.len());
             engine.vacate(span);
             assert_eq!(engine.try_vacate(span), Err(PlacementError::NotPlaced { span }), "vacated before");
+            if let Some(again) = engine.resize(span, span.len) {
+                assert_eq!(again, Err(ResizeError::NotPlaced { span }), "vacated before");
+            }
         }
         Op::Resize { which, len } => resize(engine, model, granule, which % model.live.len(), len),
         Op::Wrong { offset, len } => {
