@@ -133,22 +133,22 @@ impl<D: Device + ?Sized + 'static, P: DevicePool> DeviceManager<D, P> {
         }
     }
 
-    /// Copies a buffer to another device: new memory there for `stream` of that device, which waits for the copy; the copy
-    /// runs in the order of `from`'s stream. The host waits only
-    /// where the devices do not reach each other.
+    /// Copies a buffer, of whichever device its pool belongs to, to another device: new memory there for `stream` of that
+    /// device, which waits for the copy; the copy runs in the order of `from`'s stream. The host waits only where the devices
+    /// do not reach each other.
     ///
     /// # Errors
-    /// No memory there, no such devices here, or the driver's refusal.
+    /// No memory there, no such device or no such pool here, or the driver's refusal.
     pub fn copy_to<T>(
         &self,
         from: &DeviceBuf<T, Arc<P>>,
-        from_device: Uuid,
         to_device: Uuid,
         stream: Stream,
     ) -> Result<DeviceBuf<T, Arc<P>>, PoolError> {
         let unknown = DriverError { call: "copy between devices", code: DriverError::PEER_UNSUPPORTED };
         let refused = |error| PoolError::driver(from.bytes(), error);
-        let source = self.get(from_device).ok_or(refused(unknown))?;
+        let source = self.entries.iter().find(|entry| Arc::ptr_eq(&entry.pool, from.pool()));
+        let source = source.ok_or(refused(unknown))?;
         let target = self.get(to_device).ok_or(refused(unknown))?;
         let to = DeviceBuf::new_in(target.pool.clone(), from.len(), stream)?;
         // What used the new memory before is ordered before `stream`; the copy comes after that. Both events are made before

@@ -85,7 +85,6 @@ struct Aside {
 
 struct Slab {
     block: Block,
-    class: usize,
     blocks: u64,
     stream: Stream,
 }
@@ -274,7 +273,7 @@ impl<P: DevicePool, S: Streams + ?Sized> SizeClassPool<P, S> {
             let mut slabs = self.slabs.lock();
             let number = slabs.next;
             slabs.next += 1;
-            slabs.entries.insert(number, Slab { block, class, blocks, stream });
+            slabs.entries.insert(number, Slab { block, blocks, stream });
             number
         };
         // Lowest addresses last: they are taken first.
@@ -505,7 +504,6 @@ impl<P: DevicePool, S: Streams + ?Sized> Drop for SizeClassPool<P, S> {
             return;
         }
         for slab in left {
-            debug_assert!(slab.class <= class_of(self.config.largest).0);
             // SAFETY: the block came from there; its parts may not be used once this pool is gone, and the work on those
             // that were given back is past.
             unsafe { self.inner.deallocate(slab.block, living.unwrap_or(slab.stream), &[]) };

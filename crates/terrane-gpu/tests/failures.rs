@@ -122,7 +122,7 @@ fn memory_on_another_device_is_not_given_back_under_a_copy_to_it() {
             // So that the copy's memory has a past, and needs no chunk.
             drop(DeviceBuf::<u8, _>::new_in(target.clone(), 4096, there).unwrap());
             mark(sim);
-            let copied = manager.copy_to(&from, near.info().uuid, far.info().uuid, there);
+            let copied = manager.copy_to(&from, far.info().uuid, there);
             mark(sim);
             let refused = copied.is_err();
             match copied {

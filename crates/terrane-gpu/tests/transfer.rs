@@ -11,7 +11,8 @@ use terrane_gpu::manager::{DeviceManager, Policy};
 use terrane_gpu::sim::{Call, Fault, Sim, SimConfig, SimDevice};
 use terrane_gpu::transfer::{TransferError, Transfers};
 use terrane_gpu::{
-    ChunkConfig, Device, DeviceBuf, DevicePool, DevicePoolOf, DriverPool, PinnedPool, Stream, VariablePool,
+    ChunkConfig, Device, DeviceBuf, DevicePool, DevicePoolOf, DriverError, DriverPool, PinnedPool, Shortage,
+    Stream, VariablePool,
 };
 
 type Pool = DevicePoolOf<Tlsf, SimDevice>;
@@ -238,9 +239,9 @@ fn buffers_are_copied_between_devices_directly_where_there_is_a_link_and_otherwi
         let from = DeviceBuf::<u8, _>::new_in(manager.entries()[0].pool().clone(), 1000, streams[0]).unwrap();
         // SAFETY: the buffer is held.
         unsafe { sim.device(0).fill(from.address(), 9, 1000, streams[0]).unwrap() };
-        let near = manager.copy_to(&from, uuid(0), uuid(1), streams[1]).unwrap();
+        let near = manager.copy_to(&from, uuid(1), streams[1]).unwrap();
         assert_eq!((sim.calls(Call::CopyPeer), sim.calls(Call::Download)), (1, 0));
-        let far = manager.copy_to(&from, uuid(0), uuid(2), streams[2]).unwrap();
+        let far = manager.copy_to(&from, uuid(2), streams[2]).unwrap();
         drop(from);
         // SAFETY: the buffers are held, and these fills race with the copies unless the streams wait.
         unsafe {
@@ -256,6 +257,19 @@ fn buffers_are_copied_between_devices_directly_where_there_is_a_link_and_otherwi
         }
         assert_eq!(sim.violations(), []);
     }
+}
+
+#[test]
+fn a_buffer_of_no_device_of_the_manager_is_not_copied() {
+    let sim = Sim::with(SimConfig { devices: 2, links: vec![(0, 1)], ..lazy(1) });
+    let manager = manager(&sim);
+    let (here, there) = (sim.device(0).stream_create().unwrap(), sim.device(1).stream_create().unwrap());
+    let from = DeviceBuf::<u8, _>::new_in(Arc::new(pool(&sim.device(0))), 1000, here).unwrap();
+    let refused = manager.copy_to(&from, sim.device(1).info().uuid, there).unwrap_err();
+    assert!(
+        matches!(refused.shortage, Shortage::Driver(error) if error.code == DriverError::PEER_UNSUPPORTED)
+    );
+    assert_eq!(manager.stats().live_blocks, 0);
 }
 
 #[test]

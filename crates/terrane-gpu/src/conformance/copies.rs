@@ -183,7 +183,7 @@ pub(super) fn between<D: Device + ?Sized + 'static, P: Engine>(
         let buf = DeviceBuf::<u8, _>::new_in(pool, 8 << 20, here)?;
         // SAFETY: the buffer is held.
         unsafe { from.fill(buf.address(), round, buf.bytes(), here)? };
-        let copy = manager.copy_to(&buf, source, target, there)?;
+        let copy = manager.copy_to(&buf, target, there)?;
         drop(buf);
         expect_at(&**to, copy.address(), copy.bytes(), round, there)?;
     }
