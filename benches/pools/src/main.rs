@@ -32,6 +32,9 @@ struct Args {
     /// Compare policies of sizing for the allocator's own lists
     #[arg(long)]
     lists: bool,
+    /// Print the bytes beside an object for pools of 100 to 20 000 objects
+    #[arg(long)]
+    memory: bool,
 }
 
 /// A measurement: how many operations per thread → a figure.
@@ -104,16 +107,25 @@ fn heap_bytes() -> usize {
     info.uordblks + info.hblkhd
 }
 
-/// Bytes per object beyond the object itself, with 2000 idle ones.
-fn overhead<S: Subject>(_: usize) -> f64 {
-    const IDLE: usize = 2000;
+/// Bytes per object beyond the object itself, with so many idle ones.
+fn overhead<S: Subject>(idle: usize) -> f64 {
     let before = heap_bytes();
-    let pool = S::new(OBJECTS);
-    drop((0..IDLE).map(|_| pool.take()).collect::<Vec<_>>());
+    let pool = S::new(idle.max(OBJECTS));
+    drop((0..idle).map(|_| pool.take()).collect::<Vec<_>>());
     let bytes = heap_bytes().saturating_sub(before);
     drop(pool);
     // 16 bytes is what the C library adds to a block of 1 KiB.
-    bytes as f64 / IDLE as f64 - (size_of_val(&*Item::default().0) + 16) as f64
+    bytes as f64 / idle as f64 - (size_of_val(&*Item::default().0) + 16) as f64
+}
+
+/// Idle objects with which the row of bytes is measured. Array pools at their best: 2000 fill an array that grows by doubling.
+const IDLE: usize = 2000;
+/// And those of the mean over sizes: as much above one doubling as below the next.
+const SIZES: [usize; 8] = [1000, 1250, 1500, 1750, 2000, 2500, 3000, 3500];
+
+/// [`overhead`] with as many as each of [`SIZES`], on average.
+fn mean_overhead<S: Subject>(_: usize) -> f64 {
+    SIZES.iter().map(|idle| overhead::<S>(*idle)).sum::<f64>() / SIZES.len() as f64
 }
 
 struct Row {
@@ -163,6 +175,25 @@ macro_rules! row {
     }};
 }
 
+fn header(title: &str) {
+    print!("{title:<26}");
+    NAMES.iter().for_each(|name| print!("{name:>13}"));
+}
+
+/// Bytes beside an object, by the number of objects.
+fn memory() {
+    header("bytes beside an object");
+    println!();
+    let row = row!("", false, |S| overhead::<S>);
+    for idle in [100, 300, 1000, 1250, 1500, 1750, 2000, 2500, 3000, 3500, 4000, 20_000] {
+        print!("{:<26}", format!("{idle} objects"));
+        for measure in row.measures.into_iter().flatten() {
+            print!("{:>13.1}", measure(idle));
+        }
+        println!();
+    }
+}
+
 fn main() -> ExitCode {
     let args = Args::parse();
     if args.sizing {
@@ -173,6 +204,10 @@ fn main() -> ExitCode {
         lists::table(args.rounds.max(1));
         return ExitCode::SUCCESS;
     }
+    if args.memory {
+        memory();
+        return ExitCode::SUCCESS;
+    }
     let rows = [
         row!("pair, 1 thread (ns)", true, |S| pairs::<S, 1, 1>),
         row!("pair, 2 threads (ns)", true, |S| pairs::<S, 2, 1>),
@@ -180,10 +215,10 @@ fn main() -> ExitCode {
         row!("32 held, 1 thread (ns)", true, |S| pairs::<S, 1, 32>),
         row!("32 held, 8 threads (ns)", true, |S| pairs::<S, 8, 32>),
         row!("returned elsewhere (ns)", true, |S| handed_over::<S>),
-        row!("beside an object (bytes)", false, |S| overhead::<S>),
+        row!("beside an object (bytes)", false, |S| |_| overhead::<S>(IDLE)),
+        row!("… mean of sizes (bytes)", false, |S| mean_overhead::<S>),
     ];
-    print!("{:<26}", "");
-    NAMES.iter().for_each(|name| print!("{name:>13}"));
+    header("");
     println!("{:>10}", "ratio");
     let mut behind = Vec::new();
     for row in &rows {

@@ -1,68 +1,81 @@
-//! Where surplus lists wait for whoever needs them: [`Depot`].
+//! Where surplus objects wait for whoever needs them: [`Depot`].
 //!
-//! Invariant: a list in a depot is nobody's; whoever takes it out owns every object in it. A depot is a stack of whole lists.
-//! It is only ever taken as a whole, by one exchange, so no thread reads a link that another may have taken: there is no ABA
-//! problem and nothing to reclaim.
+//! Invariant: a depot is a stack of [groups](crate::group) with idle objects. It is only ever taken as a whole, by one exchange, and
+//! whoever takes it holds its groups; so no thread looks below a group that another may hold: there is no ABA problem and
+//! nothing to reclaim.
 //!
-//! Model: `model_cross_thread_return` in `tests/loom_pool.rs`. The argument: `docs/src/protocols/pool-stealing.md`.
+//! Models: `model_cross_thread_return`, `model_stealing` and `model_passing_on` in `tests/loom_pool.rs`. The argument:
+//! `docs/src/protocols/pool-stealing.md`.
 
 use crate::fences::Fences;
-use crate::link::{Link, List};
+use crate::group::{Group, Object, Shape};
 use core::marker::PhantomData;
 use core::ptr;
 use terrane_core::sync::atomic::{AtomicPtr, Ordering};
 
-/// A stack of lists, for any number of threads.
+/// A stack of groups, for any number of threads.
 #[derive(Debug)]
 pub struct Depot<F> {
-    head: AtomicPtr<Link>,
+    top: AtomicPtr<Group>,
     fences: PhantomData<fn() -> F>,
 }
 
 impl<F: Fences> Depot<F> {
     /// A depot of nothing.
     pub fn new() -> Self {
-        Self { head: AtomicPtr::new(ptr::null_mut()), fences: PhantomData }
+        Self { top: AtomicPtr::new(ptr::null_mut()), fences: PhantomData }
     }
 
     /// Whether there was nothing a moment ago.
     pub fn is_empty(&self) -> bool {
-        self.head.load(Ordering::Relaxed).is_null()
+        self.top.load(Ordering::Relaxed).is_null()
     }
 
-    /// Puts a whole list down. An empty one is no list.
-    pub fn push(&self, list: List) {
-        if list.is_empty() {
-            return;
-        }
-        let mut below = self.head.load(Ordering::Relaxed);
+    /// Makes `objects` idle. Those whose group has idle objects already come to lie where that lies; the others here.
+    ///
+    /// # Safety
+    /// The objects are of that shape and the caller's, who gives them up; any thread may take them.
+    pub unsafe fn put(&self, shape: &Shape, objects: &[Object]) {
+        // SAFETY: the caller's promise; the groups are held.
+        unsafe { shape.give::<F>(objects, |group| self.push(group)) };
+    }
+
+    /// # Safety
+    /// The caller holds the group, and gives it up.
+    unsafe fn push(&self, group: *const Group) {
+        let mut below = self.top.load(Ordering::Relaxed);
         loop {
-            // The list is the caller's until the exchange succeeds.
-            let head = list.onto(below);
-            match self.head.compare_exchange_weak(below, head, F::PUBLISH, Ordering::Relaxed) {
+            // SAFETY: the group is the caller's until the exchange succeeds.
+            unsafe { (*group).set_below(below) };
+            match self.top.compare_exchange_weak(below, group.cast_mut(), F::PUBLISH, Ordering::Relaxed) {
                 Ok(_) => return,
                 Err(found) => below = found,
             }
         }
     }
 
-    /// Puts down what is left of another depot: at once if nothing lies here, list by list otherwise.
-    pub fn push_all(&self, lists: Lists) {
-        if lists.head.is_null() {
+    /// Puts down what is left of another depot: at once if nothing lies here, group by group otherwise.
+    pub fn push_all(&self, mut groups: Groups) {
+        let (top, nothing) = (groups.top.cast_mut(), ptr::null_mut());
+        if top.is_null() || self.top.compare_exchange(nothing, top, F::PUBLISH, Ordering::Relaxed).is_ok() {
             return;
         }
-        let nothing = ptr::null_mut();
-        if self.head.compare_exchange(nothing, lists.head, F::PUBLISH, Ordering::Relaxed).is_err() {
-            lists.for_each(|list| self.push(list));
+        while !groups.is_empty() {
+            let group = groups.top;
+            // SAFETY: groups that were taken are held, and what is below this one is read before it is given up.
+            unsafe {
+                groups.top = (*group).below();
+                self.push(group);
+            }
         }
     }
 
     /// Takes everything.
-    pub fn take(&self) -> Lists {
+    pub fn take(&self) -> Groups {
         if self.is_empty() {
-            return Lists { head: ptr::null_mut() };
+            return Groups { top: ptr::null() };
         }
-        Lists { head: self.head.swap(ptr::null_mut(), F::TAKE) }
+        Groups { top: self.top.swap(ptr::null_mut(), F::TAKE) }
     }
 }
 
@@ -72,22 +85,48 @@ impl<F: Fences> Default for Depot<F> {
     }
 }
 
-/// Lists that were taken out of a depot.
+/// Groups that were taken out of a depot, held until they are empty or [passed on](Depot::push_all).
 #[derive(Debug)]
-pub struct Lists {
-    head: *mut Link,
+#[must_use = "objects of groups that are forgotten are lost"]
+pub struct Groups {
+    top: *const Group,
 }
 
-impl Iterator for Lists {
-    type Item = List;
+impl Groups {
+    /// Whether nothing is left.
+    pub const fn is_empty(&self) -> bool {
+        self.top.is_null()
+    }
 
-    fn next(&mut self) -> Option<List> {
-        if self.head.is_null() {
-            return None;
+    /// Takes objects until `to` has `most`, or nothing is left.
+    ///
+    /// # Safety
+    /// The groups are of chunks of that shape.
+    pub unsafe fn draw<F: Fences>(&mut self, shape: &Shape, most: usize, to: &mut Vec<Object>) {
+        while !self.is_empty() && to.len() < most {
+            let group = self.top;
+            let missing = u32::try_from(most - to.len()).unwrap_or(u32::MAX);
+            // SAFETY: groups that were taken are held. What is below is read before the bits are cleared, with which the group may be
+            // another's.
+            unsafe {
+                let below = if F::LATE { ptr::null() } else { (*group).below() };
+                if !shape.claim::<F>(group, missing, to) {
+                    self.top = if F::LATE { (*group).below() } else { below };
+                }
+            }
         }
-        // SAFETY: the lists were taken by one exchange and are the holder's; each was made a word by `push`.
-        let (list, below) = unsafe { List::off(self.head) };
-        self.head = below;
-        Some(list)
+    }
+
+    /// Idle objects in all of them, as of some moment during the call.
+    pub fn count(&self) -> u64 {
+        let (mut group, mut count) = (self.top, 0);
+        while !group.is_null() {
+            // SAFETY: groups that were taken are held.
+            unsafe {
+                count += u64::from((*group).count());
+                group = (*group).below();
+            }
+        }
+        count
     }
 }

@@ -12,14 +12,23 @@ use terrane_core::sync::atomic::{Ordering, fence};
 
 /// Orderings of a pool's protocols. Only the models choose others than [`Asymmetric`]'s.
 pub trait Fences: Send + Sync + 'static {
-    /// With which a list of objects is published.
+    /// With which objects are published.
     const PUBLISH: Ordering = Ordering::Release;
-    /// With which a published list is taken.
+    /// With which published objects are taken.
     const TAKE: Ordering = Ordering::Acquire;
+    /// With which one publishes and takes at once.
+    const BOTH: Ordering = match (Self::PUBLISH, Self::TAKE) {
+        (Ordering::Release, Ordering::Acquire) => Ordering::AcqRel,
+        (Ordering::Release, _) => Ordering::Release,
+        (_, Ordering::Acquire) => Ordering::Acquire,
+        _ => Ordering::Relaxed,
+    };
     /// How far a place's generation moves when its object is claimed.
     const STEP: u32 = 1;
     /// Whether a reply's sender gives its slot up before it has taken the waker out: a fault.
     const EARLY: bool = false;
+    /// Whether who takes objects of a group looks below it only when the group is given up: a fault.
+    const LATE: bool = false;
 
     /// The owner's side.
     fn light();

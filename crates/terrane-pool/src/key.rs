@@ -10,9 +10,9 @@
 
 use crate::error::KeyError;
 use crate::fences::{Asymmetric, Fences};
-use crate::link::Link;
+use crate::group::Object;
 use core::marker::PhantomData;
-use core::ptr;
+use core::ptr::{self, NonNull};
 use std::sync::{Mutex, OnceLock, PoisonError};
 use terrane_core::sync::atomic::{AtomicPtr, AtomicU64, Ordering};
 
@@ -52,7 +52,7 @@ impl Key {
 #[derive(Debug)]
 struct Place {
     state: AtomicU64,
-    object: AtomicPtr<Link>,
+    object: AtomicPtr<()>,
 }
 
 const HERE: u64 = 1;
@@ -99,7 +99,7 @@ impl<F: Fences> Keys<F> {
     }
 
     /// Puts `object` away under a key.
-    pub fn put(&self, object: *mut Link) -> Key {
+    pub fn put(&self, object: Object) -> Key {
         let mut free = self.free.lock().unwrap_or_else(PoisonError::into_inner);
         let index = free.returned.pop().unwrap_or_else(|| {
             free.fresh += 1;
@@ -114,7 +114,7 @@ impl<F: Fences> Keys<F> {
                 .collect()
         });
         let place = &places[place];
-        place.object.store(object, Ordering::Relaxed);
+        place.object.store(object.as_ptr(), Ordering::Relaxed);
         // Release: whoever claims sees the object and all that was done to it.
         let before = place.state.fetch_or(HERE, F::PUBLISH);
         Key { index, generation: (before >> 32) as u32 }
@@ -124,7 +124,7 @@ impl<F: Fences> Keys<F> {
     ///
     /// # Errors
     /// [`KeyError`] if there was never such a key, or it was claimed before.
-    pub fn take(&self, key: Key) -> Result<*mut Link, KeyError> {
+    pub fn take(&self, key: Key) -> Result<Object, KeyError> {
         let place = self.place(key.index).ok_or(KeyError::Unknown { index: key.index })?;
         let here = (u64::from(key.generation) << 32) | HERE;
         let next = u64::from(key.generation.wrapping_add(F::STEP)) << 32;
@@ -133,11 +133,12 @@ impl<F: Fences> Keys<F> {
             return Err(KeyError::Stale { generation: key.generation, current: (found >> 32) as u32 });
         }
         // Read before the exchange, after which the place may be another's.
-        let object = place.object.load(Ordering::Relaxed);
+        let object = NonNull::new(place.object.load(Ordering::Relaxed));
         match place.state.compare_exchange(here, next, F::TAKE, Ordering::Relaxed) {
             Ok(_) => {
                 self.free.lock().unwrap_or_else(PoisonError::into_inner).returned.push(key.index);
-                Ok(object)
+                // The place has an object: it was put before the state that was found.
+                Ok(object.expect("a place that is taken has an object"))
             }
             Err(found) => Err(KeyError::Stale { generation: key.generation, current: (found >> 32) as u32 }),
         }

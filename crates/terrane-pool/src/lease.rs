@@ -1,12 +1,12 @@
 //! Handles of objects that are out: [`Lease`] and [`OwnedLease`].
 //!
-//! Invariant: a lease holds one node that is in no list, and nobody else holds it. Dropping the lease gives the node back, on
+//! Invariant: a lease holds one object that is not idle, and nobody else holds it. Dropping the lease gives the object back, on
 //! whatever thread that is.
 
 use crate::key::Key;
-use crate::pool::{Pool, Shared};
+use crate::pool::Pool;
 use crate::recycle::Recycle;
-use crate::slots::Node;
+use crate::shared::Shared;
 use crate::store::{LockFree, Store};
 use core::fmt;
 use core::marker::PhantomData;
@@ -24,9 +24,9 @@ impl<T: Send, R: Recycle<T>, M: Store> Lease<'_, T, R, M> {
     /// # Safety
     /// As for [`OwnedLease::new`].
     #[inline(always)]
-    pub(crate) unsafe fn new(node: NonNull<Node<T>>) -> Self {
+    pub(crate) unsafe fn new(object: NonNull<T>) -> Self {
         // SAFETY: the caller's promise.
-        Self { lease: unsafe { OwnedLease::new(node) }, pool: PhantomData }
+        Self { lease: unsafe { OwnedLease::new(object) }, pool: PhantomData }
     }
 
     /// Takes the object out of the pool for good.
@@ -42,7 +42,7 @@ impl<T: Send, R: Recycle<T>, M: Store> Lease<'_, T, R, M> {
 
 /// An object on loan from a pool, for any thread and any time: if the pool ends first, the object ends with the lease.
 pub struct OwnedLease<T: Send + 'static, R: Recycle<T>, M: Store = LockFree> {
-    node: NonNull<Node<T>>,
+    object: NonNull<T>,
     pool: PhantomData<fn() -> (R, M)>,
 }
 
@@ -53,32 +53,30 @@ unsafe impl<T: Send + Sync, R: Recycle<T>, M: Store> Sync for OwnedLease<T, R, M
 
 impl<T: Send, R: Recycle<T>, M: Store> OwnedLease<T, R, M> {
     /// # Safety
-    /// The node is in no list and the caller's, who gives it up.
+    /// The object is of a pool of these types, not idle, and the caller's, who gives it up.
     #[inline(always)]
-    pub(crate) unsafe fn new(node: NonNull<Node<T>>) -> Self {
-        Self { node, pool: PhantomData }
+    pub(crate) unsafe fn new(object: NonNull<T>) -> Self {
+        Self { object, pool: PhantomData }
     }
 
     /// Takes the object out of the pool for good.
     pub fn detach(self) -> T {
         let lease = ManuallyDrop::new(self);
-        // SAFETY: the node is the lease's (module invariant), which is gone.
-        unsafe { Shared::<T, R, M>::detach(lease.node) }
+        // SAFETY: the object is the lease's (module invariant), which is gone.
+        unsafe { Shared::<T, R, M>::detach(lease.object) }
     }
 
     /// Puts the object away under a number, for [`Pool::claim`]. It counts as out until it is claimed and returned; if it never
     /// is, it is a leak.
     pub fn into_key(self) -> Key {
         let lease = ManuallyDrop::new(self);
-        // SAFETY: the node is the lease's (module invariant), which is gone.
-        unsafe { Shared::<T, R, M>::into_key(lease.node) }
+        // SAFETY: the object is the lease's (module invariant), which is gone.
+        unsafe { Shared::<T, R, M>::into_key(lease.object) }
     }
 
     /// The lease as a pointer to its object, for [`from_raw`](Self::from_raw).
     pub fn into_raw(self) -> NonNull<T> {
-        let lease = ManuallyDrop::new(self);
-        // SAFETY: the node is live.
-        unsafe { NonNull::new_unchecked(&raw mut (*lease.node.as_ptr()).object) }
+        ManuallyDrop::new(self).object
     }
 
     /// The lease that became `object`.
@@ -86,17 +84,15 @@ impl<T: Send, R: Recycle<T>, M: Store> OwnedLease<T, R, M> {
     /// # Safety
     /// The pointer came from [`into_raw`](Self::into_raw) of the same types, and is used up by this.
     pub const unsafe fn from_raw(object: NonNull<T>) -> Self {
-        let offset = core::mem::offset_of!(Node<T>, object);
-        // SAFETY: the pointer is to the object of a node, and was made from one to the whole node.
-        Self { node: unsafe { object.byte_sub(offset).cast() }, pool: PhantomData }
+        Self { object, pool: PhantomData }
     }
 }
 
 impl<T: Send, R: Recycle<T>, M: Store> Drop for OwnedLease<T, R, M> {
     #[inline]
     fn drop(&mut self) {
-        // SAFETY: the node is the lease's (module invariant), which is gone.
-        unsafe { Shared::<T, R, M>::give(self.node) };
+        // SAFETY: the object is the lease's (module invariant), which is gone.
+        unsafe { Shared::<T, R, M>::give(self.object) };
     }
 }
 
@@ -105,16 +101,16 @@ impl<T: Send, R: Recycle<T>, M: Store> Deref for OwnedLease<T, R, M> {
 
     #[inline(always)]
     fn deref(&self) -> &T {
-        // SAFETY: the node is the lease's (module invariant).
-        unsafe { &(*self.node.as_ptr()).object }
+        // SAFETY: the object is the lease's (module invariant).
+        unsafe { self.object.as_ref() }
     }
 }
 
 impl<T: Send, R: Recycle<T>, M: Store> DerefMut for OwnedLease<T, R, M> {
     #[inline(always)]
     fn deref_mut(&mut self) -> &mut T {
-        // SAFETY: the node is the lease's (module invariant), which is borrowed alone.
-        unsafe { &mut (*self.node.as_ptr()).object }
+        // SAFETY: the object is the lease's (module invariant), which is borrowed alone.
+        unsafe { self.object.as_mut() }
     }
 }
 

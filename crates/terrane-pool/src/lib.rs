@@ -43,8 +43,8 @@
 //!
 //! * `bytes`: [`PooledBuf`] is a `BufMut` and freezes into `Bytes`.
 //! * `managed`: `Managed`, a pool whose acquire waits for an object, with a deadline, under tokio.
-//! * An object costs one word beside itself, and does not move: a lease is a pointer to it. Nodes of up to 1.5 KiB share chunks,
-//!   which are freed when they are empty.
+//! * An object costs a bit and a part of its chunk's head beside itself, and a pointer while it waits in a thread's cache. It does not
+//!   move: a lease is a pointer to it. Objects of up to 1.5 KiB share chunks, which are freed when they are empty.
 //! * Objects are `Send + 'static`. At most 256 threads at a time have a cache of their own; more share a common level under a
 //!   lock.
 //! * Functions of a [`Recycle`] may use the pool that calls them. A signal handler may not: it may have interrupted the pool.
@@ -57,16 +57,17 @@ pub mod buffer;
 pub mod depot;
 pub mod error;
 pub mod fences;
+pub mod group;
 pub mod key;
 pub mod lease;
-pub mod link;
 #[cfg(all(feature = "managed", not(loom)))]
 pub mod managed;
 pub mod pool;
 pub mod recycle;
 pub mod reply;
 pub mod shard;
-mod slots;
+mod shared;
+pub mod slots;
 pub mod store;
 mod thread;
 

@@ -1,17 +1,16 @@
 //! The pool itself: [`Pool`], its [`Builder`] and its [`PoolStats`].
 //!
-//! Invariant: an object is idle (in the store), out (behind a lease, a key, or nothing: forgotten), or being made or dropped;
-//! `references` counts all of them, and the pool itself. What is shared is freed with the last: a lease may outlive its pool.
+//! Invariant: the pool is one of the references that keep alive what it [shares](crate::shared) with its leases. After its end
+//! nothing can be taken; what is out is dropped when it comes back.
 
 use crate::error::{Exhausted, KeyError, Leaked, Rejected};
-use crate::key::{Key, Keys};
+use crate::key::Key;
 use crate::lease::{Lease, OwnedLease};
-use crate::link::{Link, List};
-use crate::recycle::{Recycle, Verdict};
-use crate::slots::{Node, Slots};
+use crate::recycle::Recycle;
+use crate::shared::{PoolsReference, Shared, Ticker};
+use crate::slots::Slots;
 use crate::store::{LockFree, Look, Store};
 use core::fmt;
-use core::marker::PhantomData;
 use core::ptr::NonNull;
 use core::sync::atomic::{AtomicU64, AtomicUsize, Ordering};
 use std::io::Write;
@@ -28,32 +27,6 @@ pub enum AtEnd {
     Panic,
     /// Nothing.
     Ignore,
-}
-
-/// What leases need of their pool; lives as long as any object.
-pub(crate) struct Shared<T, R: Recycle<T>, M: Store> {
-    store: M,
-    recycle: R,
-    /// Objects that exist, and one for the pool until it is dropped.
-    references: AtomicUsize,
-    max: usize,
-    object_bytes: u32,
-    created: AtomicU64,
-    discarded: AtomicU64,
-    gathers: AtomicU64,
-    /// Made for the first object that travels as a key.
-    keys: OnceLock<Box<Keys>>,
-    slots: Slots<T>,
-    ticker: Mutex<Ticker>,
-}
-
-struct Ticker {
-    policy: Box<dyn Sizing + Send>,
-    budget: u64,
-    /// Counts at the last tick, by cache.
-    last: Vec<crate::shard::Counts>,
-    /// Ticks in a row in which no thread missed.
-    quiet: u8,
 }
 
 /// Ticks without a miss after which half of what lies in no thread's cache is dropped: as long as someone misses, it is needed.
@@ -146,11 +119,11 @@ impl<R> Builder<R> {
         R: Recycle<T>,
     {
         let shared = Shared {
-            store: M::new(self.cache),
+            store: M::new(self.cache, Slots::<T>::SHAPE),
             recycle: self.recycle,
             references: AtomicUsize::new(1),
             max: self.max,
-            object_bytes: self.object_bytes.unwrap_or(size_of::<Node<T>>() as u32),
+            object_bytes: self.object_bytes.unwrap_or(size_of::<T>() as u32),
             created: AtomicU64::new(0),
             discarded: AtomicU64::new(0),
             gathers: AtomicU64::new(0),
@@ -237,41 +210,31 @@ impl<T: Send, R: Recycle<T>, M: Store> Pool<T, R, M> {
     }
 
     #[inline]
-    fn node(&self) -> Result<NonNull<Node<T>>, Exhausted> {
+    fn taken(&self) -> Result<NonNull<T>, Exhausted> {
         match self.shared().store.take() {
-            // SAFETY: links in the store are those of nodes of this pool, and never null.
-            Some(link) => Ok(unsafe { NonNull::new_unchecked(link.cast()) }),
+            Some(object) => Ok(object.cast()),
             None => self.made(),
         }
     }
 
     #[cold]
     #[inline(never)]
-    fn made(&self) -> Result<NonNull<Node<T>>, Exhausted> {
+    fn made(&self) -> Result<NonNull<T>, Exhausted> {
         let shared = self.shared();
         loop {
-            if shared.reserve() {
-                let undo = Reserved(shared);
-                let object = shared.recycle.create();
-                core::mem::forget(undo);
-                return Ok(self.wrap(object));
+            // SAFETY: the pool is alive.
+            if let Some(object) = unsafe { Shared::make(self.shared) } {
+                return Ok(object);
             }
             shared.gathers.fetch_add(1, Ordering::Relaxed);
-            if let Some(link) = shared.store.gather() {
-                // SAFETY: as in `node`.
-                return Ok(unsafe { NonNull::new_unchecked(link.cast()) });
+            if let Some(object) = shared.store.gather() {
+                return Ok(object.cast());
             }
             // Between the two looks an object may have been dropped: then there is room for another.
             if shared.references.load(Ordering::Relaxed) > shared.max {
                 return Err(Exhausted { max: shared.max });
             }
         }
-    }
-
-    /// Puts an object that is counted already into a node.
-    fn wrap(&self, object: T) -> NonNull<Node<T>> {
-        self.shared().created.fetch_add(1, Ordering::Relaxed);
-        self.shared().slots.make(object, self.shared.cast())
     }
 
     /// How objects are made and reset.
@@ -288,8 +251,8 @@ impl<T: Send, R: Recycle<T>, M: Store> Pool<T, R, M> {
     /// If [`Recycle::create`] does.
     #[inline]
     pub fn acquire(&self) -> Result<Lease<'_, T, R, M>, Exhausted> {
-        // SAFETY: the node was taken, and is the lease's.
-        self.node().map(|node| unsafe { Lease::new(node) })
+        // SAFETY: the object was taken, and is the lease's.
+        self.taken().map(|object| unsafe { Lease::new(object) })
     }
 
     /// An object, until the lease is dropped, which may be on another thread, and after the end of the pool.
@@ -301,8 +264,8 @@ impl<T: Send, R: Recycle<T>, M: Store> Pool<T, R, M> {
     /// If [`Recycle::create`] does.
     #[inline]
     pub fn acquire_owned(&self) -> Result<OwnedLease<T, R, M>, Exhausted> {
-        // SAFETY: the node was taken, and is the lease's.
-        self.node().map(|node| unsafe { OwnedLease::new(node) })
+        // SAFETY: the object was taken, and is the lease's.
+        self.taken().map(|object| unsafe { OwnedLease::new(object) })
     }
 
     /// Takes an object from outside under the pool's care. It is not reset before it comes back.
@@ -313,8 +276,8 @@ impl<T: Send, R: Recycle<T>, M: Store> Pool<T, R, M> {
         if !self.shared().reserve() {
             return Err(Rejected { object, cause: Exhausted { max: self.shared().max } });
         }
-        // SAFETY: the node is new, and the lease's.
-        Ok(unsafe { OwnedLease::new(self.wrap(object)) })
+        // SAFETY: the pool is alive; the object's place is new, and the lease's.
+        Ok(unsafe { OwnedLease::new(Shared::place(self.shared, object)) })
     }
 
     /// The lease that [`OwnedLease::into_key`] turned into `key`. Each key can be claimed once, and says nothing of its pool: one of
@@ -324,9 +287,9 @@ impl<T: Send, R: Recycle<T>, M: Store> Pool<T, R, M> {
     /// [`KeyError`], and nothing has changed.
     pub fn claim(&self, key: Key) -> Result<OwnedLease<T, R, M>, KeyError> {
         let keys = self.shared().keys.get().ok_or(KeyError::Unknown { index: key.index() })?;
-        let link = keys.take(key)?;
-        // SAFETY: only nodes of this pool are put under its keys, and each is claimed once.
-        Ok(unsafe { OwnedLease::new(NonNull::new_unchecked(link.cast())) })
+        let object = keys.take(key)?;
+        // SAFETY: only objects of this pool are put under its keys, and each is claimed once.
+        Ok(unsafe { OwnedLease::new(object.cast()) })
     }
 
     /// Makes objects until `objects` exist, and leaves them where any thread can take them, each reset once. Returns how many exist.
@@ -336,12 +299,11 @@ impl<T: Send, R: Recycle<T>, M: Store> Pool<T, R, M> {
     pub fn warm(&self, objects: usize) -> usize {
         let mut leases: Vec<Lease<'_, T, R, M>> = Vec::new();
         let shared = self.shared();
-        while shared.references.load(Ordering::Relaxed) - 1 < objects.min(shared.max) && shared.reserve() {
-            let undo = Reserved(shared);
-            let object = shared.recycle.create();
-            core::mem::forget(undo);
-            // SAFETY: the node is new, and the lease's.
-            leases.push(unsafe { Lease::new(self.wrap(object)) });
+        while shared.references.load(Ordering::Relaxed) - 1 < objects {
+            // SAFETY: the pool is alive.
+            let Some(object) = (unsafe { Shared::make(self.shared) }) else { break };
+            // SAFETY: the object is new, and the lease's.
+            leases.push(unsafe { Lease::new(object) });
         }
         drop(leases);
         shared.references.load(Ordering::Relaxed) - 1
@@ -475,186 +437,5 @@ impl<T: Send, R: Recycle<T>, M: Store> Drop for Pool<T, R, M> {
                 let _ = writeln!(std::io::stderr(), "terrane-pool: {leaked}");
             }
         }
-    }
-}
-
-/// Gives up the reference that a pool is.
-struct PoolsReference<T, R: Recycle<T>, M: Store>(NonNull<Shared<T, R, M>>);
-
-impl<T, R: Recycle<T>, M: Store> Drop for PoolsReference<T, R, M> {
-    fn drop(&mut self) {
-        // SAFETY: the pool is one of the references, and gives itself up once, at its end.
-        unsafe { Shared::release(self.0) };
-    }
-}
-
-/// Objects that are to be dropped.
-struct Rest<'s, T, R: Recycle<T>, M: Store> {
-    shared: &'s Shared<T, R, M>,
-    lists: Vec<List>,
-}
-
-impl<T, R: Recycle<T>, M: Store> Rest<'_, T, R, M> {
-    fn drop_all(&mut self) {
-        while let Some(list) = self.lists.last_mut() {
-            match list.pop() {
-                // SAFETY: links of the store are those of nodes of this pool, and the lists are the caller's.
-                Some(link) => drop(unsafe { self.shared.end(NonNull::new_unchecked(link.cast())) }),
-                None => _ = self.lists.pop(),
-            }
-        }
-    }
-}
-
-impl<T, R: Recycle<T>, M: Store> Drop for Rest<'_, T, R, M> {
-    fn drop(&mut self) {
-        self.drop_all();
-    }
-}
-
-/// Undoes a reservation if making the object panics.
-struct Reserved<'s, T, R: Recycle<T>, M: Store>(&'s Shared<T, R, M>);
-
-impl<T, R: Recycle<T>, M: Store> Drop for Reserved<'_, T, R, M> {
-    fn drop(&mut self) {
-        self.0.forget(1);
-    }
-}
-
-/// Drops an object instead of keeping it if its reset panics.
-struct Doomed<T, R: Recycle<T>, M: Store>(NonNull<Node<T>>, PhantomData<fn() -> (R, M)>);
-
-impl<T, R: Recycle<T>, M: Store> Drop for Doomed<T, R, M> {
-    fn drop(&mut self) {
-        // SAFETY: the node is held by whoever made this, and is not used afterwards.
-        drop(unsafe { Shared::<T, R, M>::discard(self.0) });
-    }
-}
-
-impl<T, R: Recycle<T>, M: Store> Shared<T, R, M> {
-    /// Counts one more object, if one more may exist.
-    fn reserve(&self) -> bool {
-        let most = self.max;
-        // `references` counts the pool too, so with `max` objects it is `max + 1`.
-        self.references
-            .fetch_update(Ordering::Relaxed, Ordering::Relaxed, |now| (now <= most).then_some(now + 1))
-            .is_ok()
-    }
-
-    /// Counts `objects` no more, of which the caller has the nodes: there is room for as many others. The pool is alive, so these
-    /// are not the last references.
-    fn forget(&self, objects: usize) {
-        self.references.fetch_sub(objects, Ordering::Release);
-    }
-
-    /// Gives a reference up; frees what is shared with the last.
-    ///
-    /// # Safety
-    /// The reference is the caller's.
-    unsafe fn release(this: NonNull<Self>) {
-        // SAFETY: a reference is the caller's.
-        if unsafe { this.as_ref() }.references.fetch_sub(1, Ordering::AcqRel) == 1 {
-            // SAFETY: it was the last; it was made by a box.
-            drop(unsafe { Box::from_raw(this.as_ptr()) });
-        }
-    }
-
-    /// What is shared by the pool of a node.
-    ///
-    /// # Safety
-    /// The node is live, and of a pool of these types.
-    #[inline(always)]
-    unsafe fn of(node: NonNull<Node<T>>) -> NonNull<Self> {
-        // SAFETY: the pool told its slots that it is their owner.
-        unsafe { Slots::owner(node) }.cast()
-    }
-
-    /// Takes the object out of its node and ends the node.
-    ///
-    /// # Safety
-    /// The node is the caller's, and is not used afterwards.
-    unsafe fn discard(node: NonNull<Node<T>>) -> T {
-        // SAFETY: the node is the caller's, and a reference of what is shared, which is given up last.
-        unsafe {
-            let shared = Self::of(node);
-            let object = shared.as_ref().end(node);
-            Self::release(shared);
-            object
-        }
-    }
-
-    /// Takes the object out of its node and ends the node, which is counted no more, or is a reference of the caller's.
-    ///
-    /// # Safety
-    /// The node is of this pool and the caller's, and is not used afterwards.
-    unsafe fn end(&self, node: NonNull<Node<T>>) -> T {
-        self.discarded.fetch_add(1, Ordering::Relaxed);
-        // SAFETY: the caller's promise.
-        unsafe { self.slots.end(node) }
-    }
-
-    /// Drops all objects of lists that came from the store and are [counted no more](Self::forget).
-    fn drop_objects(&self, lists: Vec<List>) {
-        // If the drop of one panics, that of `rest` goes on with the others.
-        let mut rest = Rest { shared: self, lists };
-        rest.drop_all();
-    }
-
-    /// Resets an object and puts it back.
-    ///
-    /// # Safety
-    /// The node is the caller's, and is not used afterwards.
-    #[inline]
-    pub(crate) unsafe fn give(node: NonNull<Node<T>>) {
-        let doomed = Doomed::<T, R, M>(node, PhantomData);
-        // SAFETY: the node is the caller's; it is a reference of what is shared.
-        let shared = unsafe { Self::of(node) };
-        // SAFETY: as above.
-        let this = unsafe { shared.as_ref() };
-        // SAFETY: the node is the caller's, and nobody else refers to the object.
-        if this.recycle.reset(unsafe { &mut (*node.as_ptr()).object }) == Verdict::Discard {
-            return;
-        }
-        core::mem::forget(doomed);
-        // SAFETY: the node is in no list, is kept until it is taken, and its object is `Send` (a pool has no others).
-        if let Err(link) = unsafe { this.store.put(node.as_ptr().cast()) } {
-            // SAFETY: as above.
-            unsafe { Self::give_slowly(shared, link) };
-        }
-    }
-
-    #[cold]
-    #[inline(never)]
-    unsafe fn give_slowly(shared: NonNull<Self>, link: *mut Link) {
-        // SAFETY: the object that is being given is a reference, so what is shared is there; one more keeps it there.
-        let this = unsafe { shared.as_ref() };
-        this.references.fetch_add(1, Ordering::Relaxed);
-        // SAFETY: as in `give`.
-        if let Err(link) = unsafe { this.store.put_slowly(link) } {
-            // SAFETY: the store did not take the node: it is still ours.
-            drop(unsafe { Self::discard(NonNull::new_unchecked(link.cast())) });
-        }
-        // SAFETY: the reference taken above.
-        unsafe { Self::release(shared) };
-    }
-
-    /// Takes an object out of its pool for good.
-    ///
-    /// # Safety
-    /// As for [`give`](Self::give).
-    pub(crate) unsafe fn detach(node: NonNull<Node<T>>) -> T {
-        // SAFETY: the caller's promise.
-        unsafe { Self::discard(node) }
-    }
-
-    /// Puts an object away under a key.
-    ///
-    /// # Safety
-    /// As for [`give`](Self::give).
-    pub(crate) unsafe fn into_key(node: NonNull<Node<T>>) -> Key {
-        // SAFETY: the node is a reference of what is shared.
-        let shared = unsafe { Self::of(node) };
-        // SAFETY: as above.
-        unsafe { shared.as_ref() }.keys.get_or_init(Box::default).put(node.as_ptr().cast())
     }
 }

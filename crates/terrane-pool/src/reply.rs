@@ -61,14 +61,6 @@ unsafe impl<T: Send, F> Send for Slot<T, F> {}
 unsafe impl<T: Send, F> Sync for Slot<T, F> {}
 
 impl<T, F: Fences> Slot<T, F> {
-    /// Publishes what this side did, and sees what the other did.
-    const BOTH: Ordering = match (F::PUBLISH, F::TAKE) {
-        (Ordering::Release, Ordering::Acquire) => Ordering::AcqRel,
-        (Ordering::Release, _) => Ordering::Release,
-        (_, Ordering::Acquire) => Ordering::Acquire,
-        _ => Ordering::Relaxed,
-    };
-
     /// A slot with both sides present, and nothing in it.
     pub fn new() -> Self {
         Self {
@@ -105,7 +97,7 @@ impl<T, F: Fences> Slot<T, F> {
         loop {
             let early = before & WAITING == 0 || F::EARLY;
             let after = before | done | if early { FINISHED } else { 0 };
-            match self.state.compare_exchange_weak(before, after, Self::BOTH, Ordering::Relaxed) {
+            match self.state.compare_exchange_weak(before, after, F::BOTH, Ordering::Relaxed) {
                 Ok(_) => break,
                 Err(found) => before = found,
             }
@@ -119,7 +111,7 @@ impl<T, F: Fences> Slot<T, F> {
         }
         // SAFETY: the exchange passed `WAITING`: the waker is the sender's.
         let waker = self.waker.with_mut(|waker| unsafe { (*waker).take() });
-        let before = self.state.fetch_or(FINISHED, Self::BOTH);
+        let before = self.state.fetch_or(FINISHED, F::BOTH);
         if let Some(waker) = waker {
             waker.wake();
         }
@@ -170,7 +162,7 @@ impl<T, F: Fences> Slot<T, F> {
     /// # Safety
     /// Called once, by the receiver's side, which touches the slot afterwards only if it was the last.
     pub unsafe fn leave(&self) -> Last {
-        Last(self.state.fetch_or(LEFT, Self::BOTH) & FINISHED != 0)
+        Last(self.state.fetch_or(LEFT, F::BOTH) & FINISHED != 0)
     }
 }
 

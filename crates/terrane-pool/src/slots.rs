@@ -1,60 +1,65 @@
-//! Memory of a pool's nodes: [`Slots`], [`Node`].
+//! Memory of a pool's objects: [`Slots`].
 //!
-//! Invariant: a slot of a chunk is *untouched* (at or above `fresh`), *vacant* (in the chunk's list), or holds a live node. A chunk
-//! is in the list of chunks with room exactly if it has a slot that is untouched or vacant. A chunk without live nodes is freed,
+//! Invariant: a slot of a chunk is *untouched* (at or above `fresh`), *vacant* (in the chunk's list), or holds a live object. A chunk
+//! is in the list of chunks with room exactly if it has a slot that is untouched or vacant. A chunk without live objects is freed,
 //! but for one that is kept while the pool has objects; so memory follows the objects down as well as up.
 //!
 //! ```text
-//!   a multiple of ALIGN                                         ALIGN = 2ⁿ ≥ the longest chunk
-//!   │ owner, list of vacant slots, counts │ link, object │ link, object │ …
+//!   a multiple of ALIGN                                                           ALIGN = 2ⁿ ≥ the longest chunk
+//!   │ owner, where objects begin │ list of vacant slots, counts │ group │ … │ object │ object │ …
 //! ```
 //!
-//! Chunks are aligned to a power of two, so a node finds its pool in the head of its chunk instead of keeping the way back, and
-//! no node pays for an allocation of its own. The first chunk has room for half a KiB of nodes, each further one for as many as all
-//! before it together, up to `ALIGN`. Nodes that are longer than [`SHARED_MAX`] have chunks of their own.
+//! Chunks are aligned to a power of two, so an object finds its pool in the head of its chunk instead of keeping the way back, and
+//! none pays for an allocation of its own. The first chunk has room for half a KiB of objects, each further one for as many as all
+//! before it together, up to `ALIGN`. Objects that are longer than [`SHARED_MAX`] have chunks of their own. A vacant slot holds the
+//! number of the next.
 
-use crate::link::Link;
+use crate::group::{Constant, GROUPS, Group, LONGEST, Object, Shape, groups};
 use core::alloc::Layout;
 use core::marker::PhantomData;
 use core::ptr::{self, NonNull};
 use std::alloc::{alloc, dealloc, handle_alloc_error};
 use std::sync::{Mutex, MutexGuard, PoisonError};
 
-/// One object with its link. The link is first, so a link's address is its node's.
-#[repr(C)]
-pub(crate) struct Node<T> {
-    link: Link,
-    pub(crate) object: T,
-}
-
-/// Longest nodes, in bytes, that share chunks.
+/// Longest objects, in bytes, that share chunks.
 const SHARED_MAX: usize = 1536;
-/// Nodes in the longest chunks, at least.
-const NODES: usize = 32;
+/// Objects in the longest chunks, at least.
+const OBJECTS: usize = 32;
+/// Alignment of chunks, at least: between the heads, of which longer chunks have fewer, and the room that the last one is left with.
+const LEAST_ALIGN: usize = 4096;
+/// Objects of a greater alignment have chunks of their own.
 const PAGE: usize = 4096;
-/// Bytes of nodes in a pool's first chunk.
+/// Bytes of objects in a pool's first chunk.
 const FIRST_BYTES: usize = 512;
+/// What allocators may put before a block: chunks are so much shorter than `ALIGN` that one can follow another without a gap.
+const BESIDE: usize = 16;
+/// In place of a vacant slot's number: there is none.
+const NONE: u16 = u16::MAX;
 
 /// Head of a chunk.
 #[repr(C)]
 struct Chunk {
-    owner: NonNull<()>,
+    constant: Constant,
     /// The chunks with room before and behind this one.
     before: *mut Chunk,
     behind: *mut Chunk,
-    vacant: *mut Link,
-    /// Slots that the chunk has, that were ever used, and that hold live nodes.
-    slots: u32,
-    fresh: u32,
-    live: u32,
+    /// Slots that the chunk has, that were ever used, and that hold live objects.
+    slots: u16,
+    fresh: u16,
+    live: u16,
+    /// The vacant slot that is used next.
+    vacant: u16,
 }
+
+const _: () = assert!(size_of::<Chunk>() <= GROUPS);
 
 impl Chunk {
     const fn has_room(&self) -> bool {
-        !self.vacant.is_null() || self.fresh < self.slots
+        self.vacant != NONE || self.fresh < self.slots
     }
 }
 
+#[derive(Debug)]
 struct Inner {
     /// Chunks with room; the first is used.
     roomy: *mut Chunk,
@@ -63,34 +68,67 @@ struct Inner {
     chunks: usize,
 }
 
-/// The nodes of one pool.
-pub(crate) struct Slots<T> {
+/// The objects of one pool, idle or not.
+#[derive(Debug)]
+pub struct Slots<T> {
     inner: Mutex<Inner>,
     objects: PhantomData<fn() -> T>,
 }
 
-// SAFETY: chunks are touched under the lock only, but for their owner, which is constant.
+// SAFETY: chunks are touched under the lock only, but for their constant part and their groups, which are shared.
 unsafe impl<T> Send for Slots<T> {}
 // SAFETY: as above.
 unsafe impl<T> Sync for Slots<T> {}
 
-impl<T> Slots<T> {
-    const NODE: Layout = Layout::new::<Node<T>>();
-    /// Where a chunk's first node begins.
-    const HEAD: usize = size_of::<Chunk>().next_multiple_of(Self::NODE.align());
-    const ALONE: bool = Self::NODE.size() > SHARED_MAX || Self::NODE.align() > PAGE;
-    const ALIGN: usize = if Self::ALONE {
-        if Self::NODE.align() > align_of::<Chunk>() { Self::NODE.align() } else { align_of::<Chunk>() }
-    } else {
-        let bytes = Self::HEAD + NODES * Self::NODE.size();
-        if bytes <= PAGE { PAGE } else { bytes.next_power_of_two() }
-    };
-    /// Nodes in a chunk, at most.
-    const MOST: usize = if Self::ALONE { 1 } else { (Self::ALIGN - Self::HEAD) / Self::NODE.size() };
-    /// Nodes in a pool's first chunk.
-    const LEAST: usize = if Self::ALONE { 1 } else { FIRST_BYTES.div_ceil(Self::NODE.size()) };
+const fn larger(a: usize, b: usize) -> usize {
+    if a > b { a } else { b }
+}
 
-    pub(crate) const fn new() -> Self {
+impl<T> Slots<T> {
+    /// From one object to the next: a vacant slot has room for a number, and objects without bytes lie apart.
+    const STRIDE: usize = larger(size_of::<T>(), 2).next_multiple_of(align_of::<T>());
+    const ALONE: bool = Self::STRIDE > SHARED_MAX || align_of::<T>() > PAGE;
+    const ALIGN: usize = if Self::ALONE {
+        larger(align_of::<T>(), larger(align_of::<Chunk>(), align_of::<Group>()))
+    } else {
+        larger((Self::bytes(OBJECTS) + BESIDE).next_power_of_two(), LEAST_ALIGN)
+    };
+    /// Slots of a chunk, at most.
+    const MOST: usize = {
+        let mut slots = 1;
+        while !Self::ALONE && Self::bytes(slots + 1) + BESIDE <= Self::ALIGN {
+            slots += 1;
+        }
+        slots
+    };
+    /// Slots of a pool's first chunk.
+    const LEAST: usize = {
+        let least = FIRST_BYTES.div_ceil(Self::STRIDE);
+        if least < Self::MOST { least } else { Self::MOST }
+    };
+    /// How the objects lie in their chunks.
+    pub const SHAPE: Shape = {
+        assert!(Self::MOST < NONE as usize);
+        if Self::ALONE {
+            Shape::alone(Self::offset(1))
+        } else {
+            assert!(Self::ALIGN <= LONGEST);
+            Shape::shared(Self::ALIGN, Self::STRIDE)
+        }
+    };
+
+    /// Bytes from the beginning of a chunk of so many slots to its first object.
+    const fn offset(slots: usize) -> usize {
+        (GROUPS + slots.div_ceil(Group::SLOTS) * size_of::<Group>()).next_multiple_of(align_of::<T>())
+    }
+
+    /// Bytes of a chunk of so many slots.
+    const fn bytes(slots: usize) -> usize {
+        Self::offset(slots) + slots * Self::STRIDE
+    }
+
+    /// No objects.
+    pub const fn new() -> Self {
         let inner = Inner { roomy: ptr::null_mut(), slots: 0, chunks: 0 };
         Self { inner: Mutex::new(inner), objects: PhantomData }
     }
@@ -101,37 +139,23 @@ impl<T> Slots<T> {
     }
 
     fn layout(slots: usize) -> Layout {
-        Layout::from_size_align(Self::HEAD + slots * Self::NODE.size(), Self::ALIGN)
+        Layout::from_size_align(Self::bytes(slots), Self::ALIGN)
             .expect("a chunk is as long as one object, or as a few KiB")
     }
 
-    /// The chunk of a node.
+    /// Whose object it is: what [`make`](Self::make) was told.
     ///
     /// # Safety
-    /// The pointer came from [`make`](Self::make).
+    /// The object came from [`make`](Self::make) and has not ended.
     #[inline(always)]
-    unsafe fn chunk(node: NonNull<Node<T>>) -> *mut Chunk {
-        if Self::ALONE {
-            // SAFETY: the node lies that far behind the beginning of its chunk.
-            unsafe { node.as_ptr().byte_sub(Self::HEAD).cast() }
-        } else {
-            node.as_ptr().map_addr(|address| address & !(Self::ALIGN - 1)).cast()
-        }
+    pub unsafe fn owner(object: NonNull<T>) -> NonNull<()> {
+        // SAFETY: a chunk with a live object is there, and its owner never changes.
+        unsafe { (&raw const (*Self::SHAPE.chunk(object.cast())).owner).read() }
     }
 
-    /// Whose node it is: what [`make`](Self::make) was told.
-    ///
-    /// # Safety
-    /// The node is live.
-    #[inline(always)]
-    pub(crate) unsafe fn owner(node: NonNull<Node<T>>) -> NonNull<()> {
-        // SAFETY: a chunk with a live node is there, and its owner never changes.
-        unsafe { (&raw const (*Self::chunk(node)).owner).read() }
-    }
-
-    /// A node for `object`.
-    pub(crate) fn make(&self, object: T, owner: NonNull<()>) -> NonNull<Node<T>> {
-        let node = {
+    /// A place for `object`, which belongs to `owner`.
+    pub fn make(&self, object: T, owner: NonNull<()>) -> NonNull<T> {
+        let place: NonNull<T> = {
             let mut inner = self.inner();
             if inner.roomy.is_null() {
                 inner.grow::<T>(owner);
@@ -139,49 +163,56 @@ impl<T> Slots<T> {
             // SAFETY: the chunk is in the list, so it is there and has room; the lock is held.
             unsafe { inner.fill::<T>() }
         };
-        // SAFETY: the slot is long and aligned enough for a node, and this call's.
-        unsafe { node.write(Node { link: Link::new(), object }) };
-        node
+        // SAFETY: the slot is long and aligned enough for an object, and this call's.
+        unsafe { place.write(object) };
+        place
     }
 
-    /// Takes the object out of a node and ends the node.
+    /// Takes the object out of its place, and ends the place.
     ///
     /// # Safety
-    /// The node came from [`make`](Self::make) of these slots, is live and the caller's, and is not used afterwards.
-    pub(crate) unsafe fn end(&self, node: NonNull<Node<T>>) -> T {
-        // SAFETY: the node is live and the caller's, who gives it up.
-        let Node { object, .. } = unsafe { node.read() };
+    /// The object came from [`make`](Self::make) of these slots, has not ended, is the caller's, and is not used afterwards.
+    pub unsafe fn end(&self, object: NonNull<T>) -> T {
+        // SAFETY: the object is there and the caller's, who gives its place up.
+        let taken = unsafe { object.read() };
         let mut inner = self.inner();
-        // SAFETY: the chunk has a live node, so it is there; the lock is held.
-        unsafe { inner.vacate::<T>(Self::chunk(node), node.as_ptr().cast()) };
-        object
+        // SAFETY: the chunk has a live object, so it is there; the lock is held.
+        unsafe { inner.vacate::<T>(object.cast()) };
+        taken
+    }
+}
+
+impl<T> Default for Slots<T> {
+    fn default() -> Self {
+        Self::new()
     }
 }
 
 impl Inner {
     fn grow<T>(&mut self, owner: NonNull<()>) {
-        let slots = self
-            .slots
-            .clamp(Slots::<T>::LEAST, Slots::<T>::MOST.max(Slots::<T>::LEAST))
-            .min(Slots::<T>::MOST);
+        let slots = self.slots.clamp(Slots::<T>::LEAST, Slots::<T>::MOST);
         let layout = Slots::<T>::layout(slots);
         // SAFETY: the layout is not empty: a chunk has a head.
         let chunk: *mut Chunk = unsafe { alloc(layout) }.cast();
         if chunk.is_null() {
             handle_alloc_error(layout);
         }
-        let none = ptr::null_mut();
         let head = Chunk {
-            owner,
-            before: none,
-            behind: none,
-            vacant: ptr::null_mut(),
-            slots: slots as u32,
+            constant: Constant { owner, objects: Slots::<T>::offset(slots) as u32 },
+            before: ptr::null_mut(),
+            behind: ptr::null_mut(),
+            slots: slots as u16,
             fresh: 0,
             live: 0,
+            vacant: NONE,
         };
-        // SAFETY: the memory is new, and long and aligned enough for a head.
-        unsafe { chunk.write(head) };
+        // SAFETY: the memory is new, and long and aligned enough for a head and its groups.
+        unsafe {
+            chunk.write(head);
+            for group in 0..slots.div_ceil(Group::SLOTS) {
+                groups(chunk.cast()).cast_mut().add(group).write(Group::new());
+            }
+        }
         self.slots += slots;
         self.chunks += 1;
         // SAFETY: the chunk is new and has room.
@@ -222,36 +253,39 @@ impl Inner {
     ///
     /// # Safety
     /// There is one.
-    unsafe fn fill<T>(&mut self) -> NonNull<Node<T>> {
+    unsafe fn fill<T>(&mut self) -> NonNull<T> {
         let chunk = self.roomy;
-        // SAFETY: chunks of the list are there; vacant slots are nobody's; an untouched one lies within the chunk.
+        // SAFETY: chunks of the list are there; vacant slots are nobody's and hold a number; an untouched one lies within the chunk.
         unsafe {
-            let slot: *mut Node<T> = if (*chunk).vacant.is_null() {
-                (*chunk).fresh += 1;
-                chunk.byte_add(Slots::<T>::HEAD + ((*chunk).fresh as usize - 1) * size_of::<Node<T>>()).cast()
+            let vacant = (*chunk).vacant != NONE;
+            let slot = if vacant { (*chunk).vacant } else { (*chunk).fresh };
+            let place =
+                chunk.byte_add((*chunk).constant.objects as usize + slot as usize * Slots::<T>::STRIDE);
+            if vacant {
+                (*chunk).vacant = place.cast::<u16>().read_unaligned();
             } else {
-                let slot = (*chunk).vacant;
-                (*chunk).vacant = Link::next(slot);
-                slot.cast()
-            };
+                (*chunk).fresh += 1;
+            }
             (*chunk).live += 1;
             if !(*chunk).has_room() {
                 self.delist(chunk);
             }
-            NonNull::new_unchecked(slot)
+            NonNull::new_unchecked(place.cast())
         }
     }
 
     /// # Safety
-    /// The slot is of that chunk, held a node that was live until now, and is the caller's.
-    unsafe fn vacate<T>(&mut self, chunk: *mut Chunk, slot: *mut Link) {
-        // SAFETY: the chunk had a live node, so it is there; the slot is the caller's.
+    /// The place is of these slots, held an object that was live until now, and is the caller's.
+    unsafe fn vacate<T>(&mut self, place: Object) {
+        // SAFETY: the chunk had a live object, so it is there; the slot is the caller's, and long enough for a number.
         unsafe {
+            let constant = Slots::<T>::SHAPE.chunk(place);
+            let slot = Slots::<T>::SHAPE.slot(constant, place) as u16;
+            let chunk: *mut Chunk = constant.cast();
             if !(*chunk).has_room() {
                 self.enlist(chunk);
             }
-            slot.write(Link::new());
-            Link::set_next(slot, (*chunk).vacant);
+            place.cast::<u16>().write_unaligned((*chunk).vacant);
             (*chunk).vacant = slot;
             (*chunk).live -= 1;
             if (*chunk).live == 0 && self.chunks > 1 {
@@ -262,11 +296,14 @@ impl Inner {
     }
 
     /// # Safety
-    /// The chunk is in no list, and has no live node.
+    /// The chunk is in no list, and has no live object.
     unsafe fn free<T>(&mut self, chunk: *mut Chunk) {
-        // SAFETY: the chunk is there until the next line, which is its last use; it was made with this layout.
+        // SAFETY: the chunk is there until its memory is given back, which was allocated with this layout; its groups were made
+        // with it.
         unsafe {
             let slots = (*chunk).slots as usize;
+            let groups = groups(chunk.cast()).cast_mut();
+            ptr::slice_from_raw_parts_mut(groups, slots.div_ceil(Group::SLOTS)).drop_in_place();
             dealloc(chunk.cast(), Slots::<T>::layout(slots));
             self.slots -= slots;
             self.chunks -= 1;
@@ -277,10 +314,10 @@ impl Inner {
 impl<T> Drop for Slots<T> {
     fn drop(&mut self) {
         let inner = self.inner.get_mut().unwrap_or_else(PoisonError::into_inner);
-        // Chunks in the list may have live nodes only if those were forgotten, which keeps the pool's shared part, and this, forever.
+        // Chunks in the list may have live objects only if those were forgotten, which keeps the pool's shared part, and this, forever.
         while !inner.roomy.is_null() {
             let chunk = inner.roomy;
-            // SAFETY: the chunk is in the list; its nodes have ended.
+            // SAFETY: the chunk is in the list; its objects have ended.
             unsafe {
                 inner.delist(chunk);
                 inner.free::<T>(chunk);
@@ -302,30 +339,33 @@ mod tests {
         (inner.chunks, inner.slots)
     }
 
-    fn made<T>(slots: &Slots<T>, count: usize, object: impl Fn(usize) -> T) -> Vec<NonNull<Node<T>>> {
+    #[cfg(not(loom))]
+    fn made<T>(slots: &Slots<T>, count: usize, object: impl Fn(usize) -> T) -> Vec<NonNull<T>> {
         (0..count).map(|number| slots.make(object(number), owner())).collect()
     }
 
     #[test]
-    fn a_node_of_a_word_costs_its_link_and_little_else() {
+    fn a_word_costs_a_tenth_of_itself_and_the_room_in_the_last_chunk() {
         let slots = Slots::<u64>::new();
-        let nodes = made(&slots, 2000, |number| number as u64);
+        let objects = made(&slots, 2000, |number| number as u64);
         let (chunks, room) = chunks(&slots);
-        let bytes = chunks * Slots::<u64>::HEAD + room * size_of::<Node<u64>>();
-        assert!(bytes < 2000 * 18, "{bytes} bytes in {chunks} chunks");
-        for (number, node) in nodes.into_iter().enumerate() {
-            // SAFETY: the node is live and ours.
-            assert_eq!(unsafe { slots.end(node) }, number as u64);
+        // A group per 64 and a head per chunk; no two chunks' allocations may make gaps.
+        let bytes =
+            chunks * (GROUPS + size_of::<Group>() + BESIDE) + room * 8 + room / 64 * size_of::<Group>();
+        assert!(bytes < 2000 * 9 + LEAST_ALIGN, "{bytes} bytes in {chunks} chunks");
+        for (number, object) in objects.into_iter().enumerate() {
+            // SAFETY: the object is live and ours.
+            assert_eq!(unsafe { slots.end(object) }, number as u64);
         }
     }
 
     #[test]
     fn memory_follows_the_objects_down() {
         let slots = Slots::<[u64; 4]>::new();
-        let nodes = made(&slots, 1000, |number| [number as u64; 4]);
+        let objects = made(&slots, 1000, |number| [number as u64; 4]);
         let (many, _) = chunks(&slots);
-        // SAFETY: the nodes are live and ours.
-        nodes.into_iter().for_each(|node| assert!(unsafe { slots.end(node) }[3] < 1000));
+        // SAFETY: the objects are live and ours.
+        objects.into_iter().for_each(|object| assert!(unsafe { slots.end(object) }[3] < 1000));
         assert!(many > 5, "{many}");
         assert_eq!(chunks(&slots).0, 1);
     }
@@ -333,39 +373,39 @@ mod tests {
     #[test]
     fn a_vacant_slot_is_used_before_memory_is_taken() {
         let slots = Slots::<u32>::new();
-        let mut nodes = made(&slots, 500, |number| number as u32);
+        let mut objects = made(&slots, 500, |number| number as u32);
         let before = chunks(&slots);
         for round in 0..if cfg!(miri) { 2 } else { 50 } {
             // Every third goes, from all chunks, and as many come.
-            let gone: Vec<_> = (0..nodes.len()).rev().filter(|index| (index + round) % 3 == 0).collect();
+            let gone: Vec<_> = (0..objects.len()).rev().filter(|index| (index + round) % 3 == 0).collect();
             for index in &gone {
-                // SAFETY: the node is live and ours.
-                unsafe { slots.end(nodes.swap_remove(*index)) };
+                // SAFETY: the object is live and ours.
+                unsafe { slots.end(objects.swap_remove(*index)) };
             }
-            nodes.extend(made(&slots, gone.len(), |number| number as u32));
+            objects.extend(made(&slots, gone.len(), |number| number as u32));
         }
         assert_eq!(chunks(&slots), before);
-        let mut addresses: Vec<_> = nodes.iter().map(|node| node.addr()).collect();
+        let mut addresses: Vec<_> = objects.iter().map(|object| object.addr()).collect();
         addresses.sort_unstable();
         addresses.dedup();
         assert_eq!(addresses.len(), 500);
-        // SAFETY: the nodes are live and ours.
-        nodes.into_iter().for_each(|node| _ = unsafe { slots.end(node) });
+        // SAFETY: the objects are live and ours.
+        objects.into_iter().for_each(|object| _ = unsafe { slots.end(object) });
     }
 
     #[test]
-    fn every_node_finds_its_owner_and_is_aligned() {
+    fn every_object_finds_its_owner_and_is_aligned() {
         fn check<T: Clone>(object: T, count: usize) {
             let slots = Slots::<T>::new();
             let mut owned = 0_u64;
             let owner: NonNull<()> = NonNull::from(&mut owned).cast();
-            let nodes: Vec<_> = (0..count).map(|_| slots.make(object.clone(), owner)).collect();
-            for node in nodes {
-                assert!(node.is_aligned());
-                // SAFETY: the node is live.
-                assert_eq!(unsafe { Slots::owner(node) }, owner);
-                // SAFETY: the node is live and ours.
-                drop(unsafe { slots.end(node) });
+            let objects: Vec<_> = (0..count).map(|_| slots.make(object.clone(), owner)).collect();
+            for object in objects {
+                assert!(object.is_aligned());
+                // SAFETY: the object is live.
+                assert_eq!(unsafe { Slots::owner(object) }, owner);
+                // SAFETY: the object is live and ours.
+                drop(unsafe { slots.end(object) });
             }
         }
         #[derive(Clone)]

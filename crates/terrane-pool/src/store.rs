@@ -13,7 +13,7 @@
 
 use crate::depot::Depot;
 use crate::fences::{self, Asymmetric, Fences};
-use crate::link::{Link, List};
+use crate::group::{Object, Shape};
 use crate::shard::{Counts, Private, Shard};
 use crate::thread;
 use core::fmt::Debug;
@@ -23,14 +23,14 @@ use std::sync::{Mutex, MutexGuard, OnceLock, PoisonError};
 
 /// What a pool asks of its store. Sealed: implemented by [`LockFree`] and [`Mutexed`].
 pub trait Store: Debug + Send + Sync + sealed::Sealed + 'static {
-    /// A store whose caches hold up to `capacity` objects each at the beginning.
-    fn new(capacity: u32) -> Self;
+    /// A store of objects of that shape, whose caches hold up to `capacity` objects each at the beginning.
+    fn new(capacity: u32, shape: Shape) -> Self;
 
     /// Takes an idle object that can be had without disturbing others.
-    fn take(&self) -> Option<*mut Link>;
+    fn take(&self) -> Option<Object>;
 
     /// Takes an idle object wherever there is one: none was idle at some moment of the call if it finds none.
-    fn gather(&self) -> Option<*mut Link>;
+    fn gather(&self) -> Option<Object>;
 
     /// Puts an object, if no more is needed for that than the thread's own cache.
     ///
@@ -38,9 +38,9 @@ pub trait Store: Debug + Send + Sync + sealed::Sealed + 'static {
     /// The object, if more is needed: then [`put_slowly`](Self::put_slowly).
     ///
     /// # Safety
-    /// The object is the caller's and in no list, stays valid while it is here, and may be taken by any thread. It may be
+    /// The object is of the store's shape and the caller's, stays valid while it is here, and may be taken by any thread. It may be
     /// gone, and the store with it, as soon as it is put.
-    unsafe fn put(&self, link: *mut Link) -> Result<(), *mut Link>;
+    unsafe fn put(&self, object: Object) -> Result<(), Object>;
 
     /// Puts an object.
     ///
@@ -49,18 +49,18 @@ pub trait Store: Debug + Send + Sync + sealed::Sealed + 'static {
     ///
     /// # Safety
     /// As for [`put`](Self::put), and the store is kept alive until this returns.
-    unsafe fn put_slowly(&self, link: *mut Link) -> Result<(), *mut Link>;
+    unsafe fn put_slowly(&self, object: Object) -> Result<(), Object>;
 
     /// Takes all but `keep` of the objects that are in no thread's own cache. Calls `gone` with how many these are before anyone
     /// else can find that they are not here any more.
-    fn trim(&self, keep: u32, gone: &mut dyn FnMut(usize)) -> Vec<List>;
+    fn trim(&self, keep: u32, gone: &mut dyn FnMut(usize)) -> Vec<Object>;
 
     /// Looks at every cache, and sets its capacity to what `resize` answers; what is then too much becomes available to all.
     /// Returns how many objects are idle in no thread's own cache.
     fn inspect(&self, resize: &mut dyn FnMut(Look) -> u32) -> u64;
 
     /// Takes everything and accepts nothing any more. `gone` as for [`trim`](Self::trim).
-    fn close(&self, gone: &mut dyn FnMut(usize)) -> Vec<List>;
+    fn close(&self, gone: &mut dyn FnMut(usize)) -> Vec<Object>;
 }
 
 /// What [`Store::inspect`] sees of one cache.
@@ -85,10 +85,6 @@ mod sealed {
     impl Sealed for super::Mutexed {}
 }
 
-fn objects(lists: &[List]) -> usize {
-    lists.iter().map(|list| list.len() as usize).sum()
-}
-
 #[derive(Debug)]
 struct Slot {
     shard: Shard<Asymmetric>,
@@ -111,6 +107,7 @@ pub struct LockFree {
     used: AtomicUsize,
     common: Depot<Asymmetric>,
     capacity: u32,
+    shape: Shape,
     /// Held to seize shards. Whether the store is closed.
     control: Mutex<bool>,
 }
@@ -173,7 +170,7 @@ impl LockFree {
         })
     }
 
-    /// Seizes every shard, and calls `f` with the private lists and the depot of each in turn. `_held` is the control lock.
+    /// Seizes every shard, and calls `f` with the magazines and the depot of each in turn. `_held` is the control lock.
     fn seize_all(&self, _held: &mut bool, mut f: impl FnMut(usize, &mut Private, &Depot<Asymmetric>)) {
         // New shards are made under the control lock: there will be no others.
         self.all().for_each(|(_, slot)| slot.shard.seize());
@@ -186,7 +183,7 @@ impl LockFree {
 
     #[cold]
     #[inline(never)]
-    fn take_slowly(&self) -> Option<*mut Link> {
+    fn take_slowly(&self) -> Option<Object> {
         loop {
             let Some(slot) = self.mine_or_made() else {
                 let _held = self.control();
@@ -194,17 +191,17 @@ impl LockFree {
             };
             // SAFETY: the slot is of this thread's number, and no visit is open.
             if let Some(mut visit) = unsafe { slot.shard.enter() } {
-                if let Some(link) = visit.pop() {
-                    return Some(link);
+                if let Some(object) = visit.pop() {
+                    return Some(object);
                 }
                 visit.missed();
-                if let Some(link) =
-                    visit.take_over(slot.shard.depot()).or_else(|| visit.take_over(&self.common))
-                {
-                    return Some(link);
+                // SAFETY: all objects of the store are of its shape.
+                let mut take_over = |depot| unsafe { visit.take_over(depot, &self.shape) };
+                if let Some(object) = take_over(slot.shard.depot()).or_else(|| take_over(&self.common)) {
+                    return Some(object);
                 }
                 slot.node.store(thread::node(), Ordering::Relaxed);
-                return self.victims(slot).find_map(|victim| visit.take_over(victim));
+                return self.victims(slot).find_map(take_over);
             }
             // Seized: whoever does that holds the lock. A store that was closed stays seized, and has nothing.
             if *self.control() {
@@ -236,18 +233,27 @@ impl LockFree {
     }
 
     /// Takes one object from the common depot. The control lock is held.
-    fn take_common(&self) -> Option<*mut Link> {
-        let mut lists = self.common.take();
-        let mut first = lists.next()?;
-        let link = first.pop();
-        self.common.push(first);
-        self.common.push_all(lists);
-        link
+    fn take_common(&self) -> Option<Object> {
+        let mut groups = self.common.take();
+        let mut one = Vec::with_capacity(1);
+        // SAFETY: all objects of the store are of its shape.
+        unsafe { groups.draw::<Asymmetric>(&self.shape, 1, &mut one) };
+        self.common.push_all(groups);
+        one.pop()
+    }
+
+    /// Makes objects available to all.
+    ///
+    /// # Safety
+    /// As for [`Depot::put`]; the control lock is held.
+    unsafe fn put_common(&self, objects: &[Object]) {
+        // SAFETY: the caller's promise; all objects of the store are of its shape.
+        unsafe { self.common.put(&self.shape, objects) };
     }
 }
 
 impl Store for LockFree {
-    fn new(capacity: u32) -> Self {
+    fn new(capacity: u32, shape: Shape) -> Self {
         fences::prepare();
         Self {
             first: [const { AtomicPtr::new(ptr::null_mut()) }; FIRST],
@@ -255,90 +261,81 @@ impl Store for LockFree {
             used: AtomicUsize::new(0),
             common: Depot::new(),
             capacity,
+            shape,
             control: Mutex::new(false),
         }
     }
 
     #[inline(always)]
-    fn take(&self) -> Option<*mut Link> {
+    fn take(&self) -> Option<Object> {
         if let Some(slot) = self.mine() {
             // SAFETY: the slot is of this thread's number, and no visit is open.
             if let Some(mut visit) = unsafe { slot.shard.enter() }
-                && let Some(link) = visit.pop()
+                && let Some(object) = visit.pop()
             {
-                return Some(link);
+                return Some(object);
             }
         }
         self.take_slowly()
     }
 
     #[cold]
-    fn gather(&self) -> Option<*mut Link> {
+    fn gather(&self) -> Option<Object> {
         let mut held = self.control();
         if *held {
             return None;
         }
         self.seize_all(&mut held, |_, private, depot| {
-            private.drain().into_iter().for_each(|list| self.common.push(list));
+            // SAFETY: the objects are this call's: the shard forgets them.
+            private.drain(|objects| unsafe { self.put_common(objects) });
             self.common.push_all(depot.take());
         });
-        let link = self.take_common();
+        let object = self.take_common();
         self.all().for_each(|(_, slot)| slot.shard.release());
-        link
+        object
     }
 
     #[inline(always)]
-    unsafe fn put(&self, link: *mut Link) -> Result<(), *mut Link> {
+    unsafe fn put(&self, object: Object) -> Result<(), Object> {
         if let Some(slot) = self.mine() {
             // SAFETY: the slot is of this thread's number, and no visit is open.
             if let Some(mut visit) = unsafe { slot.shard.enter() } {
                 // SAFETY: the caller's promise.
-                unsafe { visit.push(link) };
+                unsafe { visit.push(object, &self.shape) };
                 return Ok(());
             }
         }
-        Err(link)
+        Err(object)
     }
 
     #[cold]
-    unsafe fn put_slowly(&self, link: *mut Link) -> Result<(), *mut Link> {
+    unsafe fn put_slowly(&self, object: Object) -> Result<(), Object> {
         loop {
             match self.mine_or_made() {
                 // SAFETY: the caller's promise.
-                Some(_) => match unsafe { self.put(link) } {
+                Some(_) => match unsafe { self.put(object) } {
                     Ok(()) => return Ok(()),
-                    Err(_) if *self.control() => return Err(link),
+                    Err(_) if *self.control() => return Err(object),
                     Err(_) => {}
                 },
                 None => {
                     let closed = self.control();
                     if *closed {
-                        return Err(link);
+                        return Err(object);
                     }
-                    let mut list = List::empty();
                     // SAFETY: the caller's promise.
-                    unsafe { list.push(link) };
-                    self.common.push(list);
+                    unsafe { self.put_common(&[object]) };
                     return Ok(());
                 }
             }
         }
     }
 
-    fn trim(&self, keep: u32, gone: &mut dyn FnMut(usize)) -> Vec<List> {
+    fn trim(&self, keep: u32, gone: &mut dyn FnMut(usize)) -> Vec<Object> {
         let mut held = self.control();
-        let (mut kept, mut trimmed) = (0, Vec::new());
         self.seize_all(&mut held, |_, _, depot| self.common.push_all(depot.take()));
-        let lists: Vec<List> = self.common.take().collect();
-        for list in lists {
-            if kept + list.len() <= keep {
-                kept += list.len();
-                self.common.push(list);
-            } else {
-                trimmed.push(list);
-            }
-        }
-        gone(objects(&trimmed));
+        let trimmed = surplus(&self.common, &self.shape, keep.into());
+        gone(trimmed.len());
         if !*held {
             self.all().for_each(|(_, slot)| slot.shard.release());
         }
@@ -349,45 +346,27 @@ impl Store for LockFree {
         let mut held = self.control();
         let mut idle = 0;
         self.seize_all(&mut held, |number, private, depot| {
-            let (counts, low_water) = private.report();
-            let look = Look {
-                cache: number as u32,
-                idle: private.len(),
-                low_water,
-                capacity: private.capacity(),
-                counts,
-            };
-            private.set_capacity(resize(look));
-            depot.push(private.cut(private.capacity()));
-            let lists: Vec<List> = depot.take().collect();
-            for list in lists {
-                idle += u64::from(list.len());
-                depot.push(list);
-            }
+            idle += look(number as u32, private, depot, &self.shape, resize);
         });
-        let lists: Vec<List> = self.common.take().collect();
-        for list in lists {
-            idle += u64::from(list.len());
-            self.common.push(list);
-        }
+        idle += count(&self.common);
         if !*held {
             self.all().for_each(|(_, slot)| slot.shard.release());
         }
         idle
     }
 
-    fn close(&self, gone: &mut dyn FnMut(usize)) -> Vec<List> {
+    fn close(&self, gone: &mut dyn FnMut(usize)) -> Vec<Object> {
         let mut held = self.control();
         *held = true;
-        let mut lists = Vec::new();
+        let mut all = Vec::new();
         // The shards stay seized.
         self.seize_all(&mut held, |_, private, depot| {
-            lists.extend(private.drain());
-            lists.extend(depot.take());
+            private.drain(|objects| all.extend_from_slice(objects));
+            self.common.push_all(depot.take());
         });
-        lists.extend(self.common.take());
-        gone(objects(&lists));
-        lists
+        all.append(&mut surplus(&self.common, &self.shape, 0));
+        gone(all.len());
+        all
     }
 }
 
@@ -405,91 +384,130 @@ impl Drop for LockFree {
 
 #[derive(Debug)]
 struct Shelf {
-    idle: List,
-    low_water: u32,
-    counts: Counts,
-    capacity: u32,
+    private: Private,
+    /// What the magazines have too many of.
+    depot: Depot<Asymmetric>,
     closed: bool,
 }
 
-// SAFETY: the links belong to the shelf, and whoever puts objects promises that any thread may take them.
+// SAFETY: idle objects belong to the shelf, and whoever puts objects promises that any thread may take them.
 unsafe impl Send for Shelf {}
 
-/// One list behind the standard library's mutex: the yardstick, and the choice where threads are few and objects dear.
+/// One cache behind the standard library's mutex: the yardstick, and the choice where threads are few and objects dear.
 #[derive(Debug)]
-pub struct Mutexed(Mutex<Shelf>);
+pub struct Mutexed {
+    shelf: Mutex<Shelf>,
+    shape: Shape,
+}
 
 impl Mutexed {
     fn shelf(&self) -> MutexGuard<'_, Shelf> {
-        self.0.lock().unwrap_or_else(PoisonError::into_inner)
+        // As for the lock-free store.
+        self.shelf.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    #[cold]
+    fn refill(&self, shelf: &mut Shelf) -> Option<Object> {
+        let mut groups = shelf.depot.take();
+        // SAFETY: all objects of the store are of its shape.
+        let object = unsafe { shelf.private.refill::<Asymmetric>(&mut groups, &self.shape) };
+        shelf.depot.push_all(groups);
+        object
     }
 }
 
 impl Store for Mutexed {
-    fn new(capacity: u32) -> Self {
-        let counts = Counts::default();
-        Self(Mutex::new(Shelf { idle: List::empty(), low_water: 0, counts, capacity, closed: false }))
+    fn new(capacity: u32, shape: Shape) -> Self {
+        let shelf = Shelf { private: Private::new(capacity), depot: Depot::new(), closed: false };
+        Self { shelf: Mutex::new(shelf), shape }
     }
 
     #[inline]
-    fn take(&self) -> Option<*mut Link> {
+    fn take(&self) -> Option<Object> {
         let mut shelf = self.shelf();
-        let link = shelf.idle.pop();
-        match link {
-            Some(_) => shelf.counts.hits += 1,
-            None => shelf.counts.misses += 1,
+        if let Some(object) = shelf.private.pop() {
+            return Some(object);
         }
-        shelf.low_water = shelf.low_water.min(shelf.idle.len());
-        link
+        shelf.private.missed();
+        self.refill(&mut shelf)
     }
 
-    fn gather(&self) -> Option<*mut Link> {
-        self.shelf().idle.pop()
+    fn gather(&self) -> Option<Object> {
+        let mut shelf = self.shelf();
+        shelf.private.pop().or_else(|| self.refill(&mut shelf))
     }
 
     #[inline]
-    unsafe fn put(&self, link: *mut Link) -> Result<(), *mut Link> {
+    unsafe fn put(&self, object: Object) -> Result<(), Object> {
         let mut shelf = self.shelf();
         if shelf.closed {
-            return Err(link);
+            return Err(object);
         }
-        // SAFETY: the caller's promise.
-        unsafe { shelf.idle.push(link) };
+        let Shelf { private, depot, .. } = &mut *shelf;
+        // SAFETY: the caller's promise; all objects of the store are of its shape.
+        unsafe { private.push(object, depot, &self.shape) };
         Ok(())
     }
 
-    unsafe fn put_slowly(&self, link: *mut Link) -> Result<(), *mut Link> {
+    unsafe fn put_slowly(&self, object: Object) -> Result<(), Object> {
         // SAFETY: the caller's promise.
-        unsafe { self.put(link) }
+        unsafe { self.put(object) }
     }
 
-    fn trim(&self, keep: u32, gone: &mut dyn FnMut(usize)) -> Vec<List> {
-        let mut shelf = self.shelf();
-        let mut surplus = List::empty();
-        // The capacity is what this store has in place of caches of threads.
-        while shelf.idle.len() > shelf.capacity.saturating_add(keep) {
-            if let Some(link) = shelf.idle.pop() {
-                // SAFETY: the link was in a list that is ours, and is in none now.
-                unsafe { surplus.push(link) };
-            }
-        }
-        gone(surplus.len() as usize);
-        vec![surplus]
+    fn trim(&self, keep: u32, gone: &mut dyn FnMut(usize)) -> Vec<Object> {
+        let shelf = self.shelf();
+        let trimmed = surplus(&shelf.depot, &self.shape, keep.into());
+        gone(trimmed.len());
+        trimmed
     }
 
     fn inspect(&self, resize: &mut dyn FnMut(Look) -> u32) -> u64 {
         let mut shelf = self.shelf();
-        let (idle, low_water) = (shelf.idle.len(), shelf.low_water.min(shelf.idle.len()));
-        let look = Look { cache: 0, idle, low_water, capacity: shelf.capacity, counts: shelf.counts };
-        shelf.low_water = idle;
-        shelf.capacity = resize(look);
-        u64::from(idle.saturating_sub(shelf.capacity))
+        let Shelf { private, depot, .. } = &mut *shelf;
+        look(0, private, depot, &self.shape, resize)
     }
 
-    fn close(&self, gone: &mut dyn FnMut(usize)) -> Vec<List> {
+    fn close(&self, gone: &mut dyn FnMut(usize)) -> Vec<Object> {
         let mut shelf = self.shelf();
         shelf.closed = true;
-        gone(shelf.idle.len() as usize);
-        vec![shelf.idle.take()]
+        let mut all = surplus(&shelf.depot, &self.shape, 0);
+        shelf.private.drain(|objects| all.extend_from_slice(objects));
+        gone(all.len());
+        all
     }
+}
+
+/// Idle objects in a depot that nobody else uses meanwhile.
+fn count(depot: &Depot<Asymmetric>) -> u64 {
+    let groups = depot.take();
+    let count = groups.count();
+    depot.push_all(groups);
+    count
+}
+
+/// All but `keep` objects of a depot, whose objects are of that shape, and that nobody else uses meanwhile.
+fn surplus(depot: &Depot<Asymmetric>, shape: &Shape, keep: u64) -> Vec<Object> {
+    let mut groups = depot.take();
+    let most = groups.count().saturating_sub(keep) as usize;
+    let mut surplus = Vec::with_capacity(most);
+    // SAFETY: the caller knows the shape.
+    unsafe { groups.draw::<Asymmetric>(shape, most, &mut surplus) };
+    depot.push_all(groups);
+    surplus
+}
+
+/// Looks at one cache, whose objects are of that shape, and that nobody else uses meanwhile: see [`Store::inspect`].
+fn look(
+    cache: u32,
+    private: &mut Private,
+    depot: &Depot<Asymmetric>,
+    shape: &Shape,
+    resize: &mut dyn FnMut(Look) -> u32,
+) -> u64 {
+    let (counts, low_water) = private.report();
+    let look = Look { cache, idle: private.len(), low_water, capacity: private.capacity(), counts };
+    private.set_capacity(resize(look));
+    // SAFETY: the objects are this call's: the cache forgets them.
+    private.cut(private.capacity(), |objects| unsafe { depot.put(shape, objects) });
+    count(depot)
 }
