@@ -50,7 +50,7 @@
 //! * Functions of a [`Recycle`] may use the pool that calls them. A signal handler may not: it may have interrupted the pool.
 //! * On Linux a thread's own operations need no fence, because a search of all caches uses `membarrier(2)`; elsewhere each
 //!   operation has one fence.
-//! * [`Mutexed`] as third parameter of a pool is a plain list behind a mutex.
+//! * [`Mutexed`] as third parameter of a pool is one cache behind a mutex.
 
 #[cfg(not(loom))]
 pub mod buffer;
