@@ -272,7 +272,8 @@ mod tests {
 
     #[test]
     fn every_offset_of_a_chunk_is_divided_exactly() {
-        for stride in 1..LONGEST {
+        // An interpreter needs minutes for all.
+        for stride in (1..LONGEST).step_by(if cfg!(miri) { 2531 } else { 1 }) {
             let shape = Shape::shared(LONGEST, stride);
             let last = (LONGEST - 1) / stride;
             for slot in [0, 1, 2, last / 2, last.saturating_sub(1), last] {
