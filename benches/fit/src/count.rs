@@ -4,7 +4,7 @@
 //! Protocol: this program runs itself under callgrind, once for each contender and row, with `--serve`; callgrind collects
 //! only inside the functions whose names hold [`MARK`], so that making engines and traces does not count.
 
-use crate::measure::{NAMES, pair, play};
+use crate::measure::{pair, play};
 use std::io;
 use std::process::Command;
 use terrane_fit::Workload;
@@ -49,8 +49,7 @@ fn count(which: usize, row: usize, spans: usize) -> io::Result<f64> {
 /// Prints the table for the contenders `chosen`.
 pub fn table(chosen: &[usize], spans: usize) -> io::Result<()> {
     println!("Instructions per pair with {LIVE} live spans, and per request in 1.5 × peak live\n");
-    println!("| | {} |", chosen.iter().map(|&which| NAMES[which]).collect::<Vec<_>>().join(" | "));
-    println!("|---|{}", "---:|".repeat(chosen.len()));
+    crate::head("", chosen);
     for row in 0..=Workload::ALL.len() {
         let name = row.checked_sub(1).map_or("pair", |at| Workload::ALL[at].name());
         let counts = chosen.iter().map(|&which| count(which, row, spans));

@@ -19,6 +19,12 @@ struct Args {
     /// Live spans of the traces
     #[arg(long, default_value_t = 2_000)]
     spans: usize,
+    /// Seed of the traces
+    #[arg(long, default_value_t = 1)]
+    seed: u64,
+    /// Space in which requests are timed, over the peak of live units of the trace
+    #[arg(long, default_value_t = 1.5)]
+    room: f64,
     /// Only contenders whose name contains this, or one of several such
     #[arg(long, value_delimiter = ',')]
     only: Vec<String>,
@@ -45,6 +51,61 @@ struct Args {
     no_traces: bool,
 }
 
+/// Prints the first lines of a table with a column for each of `chosen`.
+fn head(first: &str, chosen: &[usize]) {
+    println!("| {first} | {} |", chosen.iter().map(|&which| NAMES[which]).collect::<Vec<_>>().join(" | "));
+    println!("|---|{}", "---:|".repeat(chosen.len()));
+}
+
+/// The time of a pair. The contenders take turns, so that what else the machine does hits all of them.
+fn pairs(chosen: &[usize], pairs: usize) {
+    println!("Nanoseconds per pair, 16 B to 16 KiB\n");
+    head("live spans", chosen);
+    for spans in [1_000, 10_000, 100_000] {
+        let mut times = vec![f64::INFINITY; chosen.len()];
+        for turn in 0..4 {
+            for (time, &which) in times.iter_mut().zip(chosen) {
+                // Linear searches get fewer pairs, or they take minutes.
+                match (matches!(NAMES[which], "range-alloc" | "linear best fit"), turn) {
+                    (true, 1..) => {}
+                    (true, _) => *time = pair(which, spans, 5_000),
+                    (false, _) => *time = time.min(pair(which, spans, pairs)),
+                }
+            }
+        }
+        let cells = times.iter().map(|ns| if ns.is_finite() { format!("{ns:.0}") } else { "—".into() });
+        println!("| {spans} | {} |", cells.collect::<Vec<_>>().join(" | "));
+    }
+    println!();
+}
+
+/// Least space, time of a request and failures on each trace. The contenders take turns.
+fn traces(chosen: &[usize], args: &Args) {
+    let room = args.room;
+    println!("Least space / peak live · ns per request in {room} × peak live · failures in 1.05 × peak live");
+    println!("*: not all requests were served in {room} × peak live\n");
+    head("trace", chosen);
+    for workload in Workload::ALL {
+        let trace = workload.trace(args.spans, args.seed);
+        let space = (trace.peak_live() as f64 * room) as u64 & !15;
+        let mut times = vec![f64::INFINITY; chosen.len()];
+        let mut served = vec![true; chosen.len()];
+        for _ in 0..11 {
+            for ((time, served), &which) in times.iter_mut().zip(&mut served).zip(chosen) {
+                let (failed, took) = play(which, &trace, space);
+                (*time, *served) = (time.min(took), failed == 0);
+            }
+        }
+        let cells = chosen.iter().zip(times.iter().zip(&served)).map(|(&which, (time, served))| {
+            let (failed, _) = play(which, &trace, (trace.peak_live() * 21 / 20) & !15);
+            let nanoseconds = time * 1e9 / trace.requests().len() as f64;
+            let mark = if *served { "" } else { "*" };
+            format!("{:.3} · {nanoseconds:.1}{mark} · {failed}", least_space(which, &trace))
+        });
+        println!("| {} | {} |", workload.name(), cells.collect::<Vec<_>>().join(" | "));
+    }
+}
+
 fn main() -> std::io::Result<()> {
     let args = Args::parse();
     if let Some(folder) = &args.pictures {
@@ -66,55 +127,10 @@ fn main() -> std::io::Result<()> {
         return count::table(&chosen, args.spans);
     }
     if !args.no_pairs {
-        println!("Nanoseconds per pair, 16 B to 16 KiB\n");
-        println!("| live spans | {} |", chosen.iter().map(|&w| NAMES[w]).collect::<Vec<_>>().join(" | "));
-        println!("|---:|{}", "---:|".repeat(chosen.len()));
-        for spans in [1_000, 10_000, 100_000] {
-            // The contenders take turns, so that what else the machine does hits all of them. Linear searches get fewer
-            // pairs, or they take minutes.
-            let mut times = vec![f64::INFINITY; chosen.len()];
-            for turn in 0..4 {
-                for (time, &which) in times.iter_mut().zip(&chosen) {
-                    match (matches!(NAMES[which], "range-alloc" | "linear best fit"), turn) {
-                        (true, 1..) => {}
-                        (true, _) => *time = pair(which, spans, 5_000),
-                        (false, _) => *time = time.min(pair(which, spans, args.pairs)),
-                    }
-                }
-            }
-            let figures: Vec<String> =
-                times.iter().map(|ns| if ns.is_finite() { format!("{ns:.0}") } else { "—".into() }).collect();
-            println!("| {spans} | {} |", figures.join(" | "));
-        }
-        println!();
+        pairs(&chosen, args.pairs);
     }
-    if args.no_traces {
-        return Ok(());
-    }
-    let traces: Vec<_> =
-        Workload::ALL.iter().map(|workload| (workload, workload.trace(args.spans, 1))).collect();
-    println!("Least space / peak live · ns per request in 1.5 × peak live · failures in 1.05 × peak live");
-    println!("*: not all requests were served in 1.5 × peak live\n");
-    println!("| trace | {} |", chosen.iter().map(|&w| NAMES[w]).collect::<Vec<_>>().join(" | "));
-    println!("|---|{}", "---:|".repeat(chosen.len()));
-    for (workload, trace) in &traces {
-        let peak = trace.peak_live();
-        // The contenders take turns, so that what else the machine does hits all of them.
-        let mut times = vec![f64::INFINITY; chosen.len()];
-        let mut served = vec![true; chosen.len()];
-        for _ in 0..11 {
-            for ((time, served), &which) in times.iter_mut().zip(&mut served).zip(&chosen) {
-                let (failed, took) = play(which, trace, (peak * 3 / 2) & !15);
-                (*time, *served) = (time.min(took), failed == 0);
-            }
-        }
-        let cells = chosen.iter().zip(times.iter().zip(&served)).map(|(&which, (time, served))| {
-            let (failed, _) = play(which, trace, (peak * 21 / 20) & !15);
-            let nanoseconds = time * 1e9 / trace.requests().len() as f64;
-            let mark = if *served { "" } else { "*" };
-            format!("{:.3} · {nanoseconds:.1}{mark} · {failed}", least_space(which, trace))
-        });
-        println!("| {} | {} |", workload.name(), cells.collect::<Vec<_>>().join(" | "));
+    if !args.no_traces {
+        traces(&chosen, &args);
     }
     Ok(())
 }

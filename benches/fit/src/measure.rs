@@ -5,7 +5,7 @@ use std::time::Instant;
 use terrane_fit::trace::{Request, Trace};
 use terrane_fit::{Adaptive, BestFit, Buddy, FirstFit, NextFit, Placement, Span, Tlsf};
 
-/// The names, ours first.
+/// The names, ours first; `fresh` makes a contender by its name.
 pub const NAMES: [&str; 11] = [
     "Tlsf",
     "BestFit",
@@ -29,25 +29,26 @@ fn with<E: Placement>(mut engine: E, space: u64) -> Ours<E> {
 macro_rules! fresh {
     ($which:expr, $space:expr, $spans:expr, $run:expr) => {{
         let (space, spans): (u64, usize) = ($space, $spans);
-        match $which {
-            0 => $run(with(Tlsf::new(), space)),
-            1 => $run(with(BestFit::new(), space)),
-            2 => $run(with(FirstFit::new(), space)),
-            3 => $run(with(NextFit::new(), space)),
-            4 => $run(with(Buddy::new(), space)),
-            5 => $run(with(Adaptive::new(), space)),
-            6 => {
+        match NAMES[$which] {
+            "Tlsf" => $run(with(Tlsf::new(), space)),
+            "BestFit" => $run(with(BestFit::new(), space)),
+            "FirstFit" => $run(with(FirstFit::new(), space)),
+            "NextFit" => $run(with(NextFit::new(), space)),
+            "Buddy" => $run(with(Buddy::new(), space)),
+            "Adaptive" => $run(with(Adaptive::new(), space)),
+            "offset-allocator" => {
                 let most = (spans * 2 + 16) as u32;
                 $run(OffsetAllocator(offset_allocator::Allocator::with_max_allocs(space as u32, most)))
             }
-            7 => $run(Rlsf::new(space)),
-            8 => {
+            "rlsf" => $run(Rlsf::new(space)),
+            "buddy_system_allocator" => {
                 let mut frames = buddy_system_allocator::FrameAllocator::new();
                 frames.add_frame(0, space as usize);
                 $run(BuddySystem(frames))
             }
-            9 => $run(RangeAlloc(range_alloc::RangeAllocator::new(0..space))),
-            _ => $run(LinearBestFit::new(space)),
+            "range-alloc" => $run(RangeAlloc(range_alloc::RangeAllocator::new(0..space))),
+            "linear best fit" => $run(LinearBestFit::new(space)),
+            name => unreachable!("nothing makes {name}"),
         }
     }};
 }
@@ -154,18 +155,6 @@ pub fn play(which: usize, trace: &Trace, space: u64) -> (u64, f64) {
 
 /// The shortest space that serves all of `trace`, over the trace's peak of live units.
 pub fn least_space(which: usize, trace: &Trace) -> f64 {
-    let peak = trace.peak_live();
-    let unit = (peak / 500).next_multiple_of(16);
-    let (mut low, mut high) = (peak / unit, peak / unit + 1);
-    while play(which, trace, high * unit).0 != 0 {
-        (low, high) = (high, high + high / 3 + 1);
-        if high * unit > 16 * peak {
-            return f64::INFINITY;
-        }
-    }
-    while high - low > 1 {
-        let middle = low.midpoint(high);
-        if play(which, trace, middle * unit).0 == 0 { high = middle } else { low = middle }
-    }
-    (high * unit) as f64 / peak as f64
+    let least = trace.shortest_space(500, |space| play(which, trace, space & !15).0 == 0);
+    least.map_or(f64::INFINITY, |space| space as f64 / trace.peak_live() as f64)
 }

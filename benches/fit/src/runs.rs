@@ -13,9 +13,9 @@ use terrane_fit::{Adaptive, BestFit, Buddy, FirstFit, Placement, Span, Tlsf};
 use terrane_slab::segment::{HEADER_SLICES, SLICES};
 use terrane_slab::{Shared, bitmap};
 
-/// Runs up to this length are placed from the high end, as those of slabs.
+/// Runs up to this length are placed from the high end, as those of slabs; what the heap's module `domain` calls the same.
 const SLAB_RUN: u64 = 16;
-/// Open segments that are looked into before the one that was taken from last.
+/// Open segments that are looked into before the one that was taken from last; as there.
 const LOOKS: usize = 8;
 
 /// A run: its first slice, counted over all segments, and its length.

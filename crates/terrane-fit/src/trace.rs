@@ -177,14 +177,20 @@ impl Trace {
         outcome
     }
 
-    /// The shortest space in which `make`'s engines serve the whole trace, within one part in `precision`, by bisection up
-    /// to eight times the peak of live units; `None` if that is too short.
+    /// The shortest space in which `make`'s engines serve the whole trace, as
+    /// [`shortest_space`](Self::shortest_space) finds it.
     pub fn least_space<E: Placement>(&self, precision: u64, mut make: impl FnMut() -> E) -> Option<u64> {
-        let mut serves = |len: u64| {
+        self.shortest_space(precision, |len| {
             let mut engine = make();
             engine.add(Span::new(0, len)).is_ok() && self.play(&mut engine).failed == 0
-        };
-        let unit = (self.peak_live / precision.max(1)).max(1).next_power_of_two();
+        })
+    }
+
+    /// The shortest length of which `serves` says that a space that long serves the whole trace, within one part in
+    /// `precision`, by bisection from the peak of live units up to about ten times that; `None` if that is too short. Asks
+    /// about log₂ `precision` times.
+    pub fn shortest_space(&self, precision: u64, mut serves: impl FnMut(u64) -> bool) -> Option<u64> {
+        let unit = 1 << (self.peak_live / precision.max(1)).max(1).ilog2();
         let round = |len: u64| len.next_multiple_of(unit);
         let (mut low, mut high) = (self.peak_live.saturating_sub(1) / unit * unit, round(self.peak_live));
         while !serves(high) {
