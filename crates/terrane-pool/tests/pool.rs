@@ -341,8 +341,8 @@ fn a_stream_of_objects_to_another_thread_comes_back_by_magazines_without_a_searc
     assert_eq!((stats.gathers, stats.out()), (0, 0), "{stats:?}");
     // In the queue, in the two caches, in a magazine on its way, and in both hands.
     assert!(stats.created <= (QUEUE as u64) + 3 * u64::from(CACHE) + 2, "{stats:?}");
-    // A miss brings a magazine, which is half of a cache.
-    assert!(stats.misses <= stats.created + OBJECTS as u64 / u64::from(CACHE / 2), "{stats:?}");
+    // A miss brings a magazine, which is half of a cache; or the part of one that lay nearer, and the next brings the rest.
+    assert!(stats.misses <= stats.created + 2 * OBJECTS as u64 / u64::from(CACHE / 2), "{stats:?}");
 }
 
 #[test]
