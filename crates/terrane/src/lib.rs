@@ -38,6 +38,9 @@
 //!   behind it: use after free, overflow, double free, uninitialised reads and leaks are reported as with the system's
 //!   allocator. On x86-64 and AArch64.
 //!
+//! [`pages`] has what `terrane-pages` has without the standard library. A program that wants its files, shared memory or topology adds
+//! `terrane-pages` to its dependencies, whose default feature `std` is on then.
+//!
 //! The crate builds with nothing but Rust installed. Blocks are shorter than 1 TiB. It is written for Unix systems, and was built,
 //! tested and measured on x86-64 Linux.
 
