@@ -15,7 +15,8 @@
  *   TERRANE_GUARDED         "on" or "off": reserved memory is inaccessible until it is used, so that mlockall does not make
  *                           it present (off)
  *   TERRANE_NUMA            "on" or "off": memory of each NUMA node kept apart (off)
- *   TERRANE_REPORT          a path, or "stderr": where the heap report goes at exit (no report)
+ *   TERRANE_REPORT          a path, for the first process that has the variable, or "stderr", for each: where the heap report
+ *                           goes at exit (no report)
  *   TERRANE_REPORT_FORMAT   "text" or "json" (text)
  */
 #ifndef TERRANE_H

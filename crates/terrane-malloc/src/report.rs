@@ -4,7 +4,7 @@
 //! program that runs others passes the variable on; the report is that of the process that came first, also if it has
 //! become another program by `exec`. So the process that loads the library first leaves its number in the file, and only the
 //! process with that number writes the report there. A number whose process is gone was left by one that ended without running
-//! exit handlers, and counts for nothing.
+//! exit handlers, and counts for nothing. On standard error every process reports.
 
 use core::cell::UnsafeCell;
 use core::ffi::c_int;
