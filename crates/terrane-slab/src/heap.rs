@@ -104,7 +104,8 @@ struct Refill {
 }
 
 impl<S: PageSource, K: Sharing, O: Observer> Heap<S, K, O> {
-    /// A heap over `domain` under a name that the domain gave, for a thread that runs on NUMA node `node`.
+    /// A heap over `domain` under a name that the domain gave, for a thread that runs on NUMA node `node`. The domain must stay where
+    /// it is, and live, for as long as the heap is used: nothing checks that.
     pub const fn new(domain: *const Domain<S, K, O>, name: HeapId, node: u32) -> Self {
         let mut names = [0; SHARDS];
         names[node as usize % SHARDS] = name;
