@@ -103,3 +103,18 @@ fn the_adaptive_engine_takes_little_more_space_than_the_best_and_less_on_the_mix
         }
     }
 }
+
+#[test]
+fn the_shortest_space_is_as_precise_as_asked_for_and_none_if_it_is_too_long() {
+    let mut trace = Trace::new();
+    trace.push(Request::Place { id: 0, len: 1_000_003, align: 1 }).unwrap();
+    let peak = trace.peak_live();
+    for precision in [1, 7, 100, 1000, 5_000_000] {
+        for needed in [peak, peak + 1, peak * 5 / 4, 2 * peak + 12_345, 8 * peak] {
+            let found = trace.shortest_space(precision, |len| len >= needed).unwrap();
+            let most = needed + peak / precision;
+            assert!((needed..=most).contains(&found), "{found} for {needed} within 1 part in {precision}");
+        }
+    }
+    assert_eq!(trace.shortest_space(100, |_| false), None);
+}
