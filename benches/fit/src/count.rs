@@ -20,12 +20,12 @@ const LIVE: usize = 10_000;
 /// requests, a pair as one.
 pub fn serve(which: usize, row: usize, spans: usize) -> usize {
     let Some(workload) = row.checked_sub(1).and_then(|at| Workload::ALL.get(at)) else {
-        pair(which, LIVE, PAIRS);
+        pair::<true>(which, LIVE, PAIRS);
         // Its first round replaces each span twice.
         return 2 * LIVE + PAIRS;
     };
     let trace = workload.trace(spans, 1);
-    play(which, &trace, (trace.peak_live() * 3 / 2) & !15);
+    play::<true>(which, &trace, (trace.peak_live() * 3 / 2) & !15);
     trace.requests().len()
 }
 

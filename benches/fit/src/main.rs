@@ -68,8 +68,8 @@ fn pairs(chosen: &[usize], pairs: usize) {
                 // Linear searches get fewer pairs, or they take minutes.
                 match (matches!(NAMES[which], "range-alloc" | "linear best fit"), turn) {
                     (true, 1..) => {}
-                    (true, _) => *time = pair(which, spans, 5_000),
-                    (false, _) => *time = time.min(pair(which, spans, pairs)),
+                    (true, _) => *time = pair::<false>(which, spans, 5_000),
+                    (false, _) => *time = time.min(pair::<false>(which, spans, pairs)),
                 }
             }
         }
@@ -92,12 +92,12 @@ fn traces(chosen: &[usize], args: &Args) {
         let mut served = vec![true; chosen.len()];
         for _ in 0..11 {
             for ((time, served), &which) in times.iter_mut().zip(&mut served).zip(chosen) {
-                let (failed, took) = play(which, &trace, space);
+                let (failed, took) = play::<false>(which, &trace, space);
                 (*time, *served) = (time.min(took), failed == 0);
             }
         }
         let cells = chosen.iter().zip(times.iter().zip(&served)).map(|(&which, (time, served))| {
-            let (failed, _) = play(which, &trace, (trace.peak_live() * 21 / 20) & !15);
+            let (failed, _) = play::<false>(which, &trace, (trace.peak_live() * 21 / 20) & !15);
             let nanoseconds = time * 1e9 / trace.requests().len() as f64;
             let mark = if *served { "" } else { "*" };
             format!("{:.3} · {nanoseconds:.1}{mark} · {failed}", least_space(which, &trace))

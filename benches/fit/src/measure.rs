@@ -69,11 +69,12 @@ impl Random {
     }
 }
 
-/// Nanoseconds for one vacate and one place with `spans` spans live, the choice of victim and length included.
-pub fn pair(which: usize, spans: usize, pairs: usize) -> f64 {
-    /// One round; the name is what [`count`](crate::count) goes by.
-    #[inline(never)]
-    fn counted_requests<C: Contender>(
+/// Nanoseconds for one vacate and one place with `spans` spans live, the choice of victim and length included. With `COUNTED`
+/// the requests are in a function of their own, so that [`count`](crate::count) finds them; without it the compiler may keep
+/// what it likes of a contender in registers.
+pub fn pair<const COUNTED: bool>(which: usize, spans: usize, pairs: usize) -> f64 {
+    #[inline(always)]
+    fn requests<C: Contender>(
         contender: &mut C,
         live: &mut Vec<C::Token>,
         random: &mut Random,
@@ -91,7 +92,16 @@ pub fn pair(which: usize, spans: usize, pairs: usize) -> f64 {
             }
         }
     }
-    fn run<C: Contender>(mut contender: C, spans: usize, pairs: usize) -> f64 {
+    #[inline(never)]
+    fn counted_requests<C: Contender>(
+        contender: &mut C,
+        live: &mut Vec<C::Token>,
+        random: &mut Random,
+        pairs: usize,
+    ) {
+        requests(contender, live, random, pairs);
+    }
+    fn run<C: Contender, const COUNTED: bool>(mut contender: C, spans: usize, pairs: usize) -> f64 {
         contender.warm();
         let mut random = Random(0x2545_F491_4F6C_DD1D);
         let mut live: Vec<C::Token> = (0..spans)
@@ -106,7 +116,11 @@ pub fn pair(which: usize, spans: usize, pairs: usize) -> f64 {
         for round in 0..6 {
             let begin = Instant::now();
             let count = if round == 0 { 2 * spans } else { pairs / 5 };
-            counted_requests(&mut contender, &mut live, &mut random, count);
+            if COUNTED {
+                counted_requests(&mut contender, &mut live, &mut random, count);
+            } else {
+                requests(&mut contender, &mut live, &mut random, count);
+            }
             if round != 0 {
                 time = time.min(begin.elapsed().as_secs_f64() / count as f64);
             }
@@ -115,18 +129,13 @@ pub fn pair(which: usize, spans: usize, pairs: usize) -> f64 {
     }
     // The mean length is 2.4 KiB; twice that for each span, a power of two for the sake of the buddy systems.
     let space = (spans as u64 * 4096).next_power_of_two();
-    fresh!(which, space, spans, |contender| run(contender, spans, pairs))
+    fresh!(which, space, spans, |contender| run::<_, COUNTED>(contender, spans, pairs))
 }
 
-/// Plays `trace` in a space of `space` units; requests that failed and seconds.
-pub fn play(which: usize, trace: &Trace, space: u64) -> (u64, f64) {
-    /// All of it; the name is what [`count`](crate::count) goes by.
-    #[inline(never)]
-    fn counted_requests<C: Contender>(
-        contender: &mut C,
-        trace: &Trace,
-        tokens: &mut [Option<C::Token>],
-    ) -> u64 {
+/// Plays `trace` in a space of `space` units; requests that failed and seconds. `COUNTED` is as in [`pair`].
+pub fn play<const COUNTED: bool>(which: usize, trace: &Trace, space: u64) -> (u64, f64) {
+    #[inline(always)]
+    fn requests<C: Contender>(contender: &mut C, trace: &Trace, tokens: &mut [Option<C::Token>]) -> u64 {
         let mut failed = 0;
         for request in trace.requests() {
             match *request {
@@ -143,18 +152,30 @@ pub fn play(which: usize, trace: &Trace, space: u64) -> (u64, f64) {
         }
         failed
     }
-    fn run<C: Contender>(mut contender: C, trace: &Trace) -> (u64, f64) {
+    #[inline(never)]
+    fn counted_requests<C: Contender>(
+        contender: &mut C,
+        trace: &Trace,
+        tokens: &mut [Option<C::Token>],
+    ) -> u64 {
+        requests(contender, trace, tokens)
+    }
+    fn run<C: Contender, const COUNTED: bool>(mut contender: C, trace: &Trace) -> (u64, f64) {
         contender.warm();
         let mut tokens = vec![None; trace.ids()];
         let begin = Instant::now();
-        let failed = counted_requests(&mut contender, trace, &mut tokens);
+        let failed = if COUNTED {
+            counted_requests(&mut contender, trace, &mut tokens)
+        } else {
+            requests(&mut contender, trace, &mut tokens)
+        };
         (failed, begin.elapsed().as_secs_f64())
     }
-    fresh!(which, space, trace.ids(), |contender| run(contender, trace))
+    fresh!(which, space, trace.ids(), |contender| run::<_, COUNTED>(contender, trace))
 }
 
 /// The shortest space that serves all of `trace`, over the trace's peak of live units.
 pub fn least_space(which: usize, trace: &Trace) -> f64 {
-    let least = trace.shortest_space(500, |space| play(which, trace, space & !15).0 == 0);
+    let least = trace.shortest_space(500, |space| play::<false>(which, trace, space & !15).0 == 0);
     least.map_or(f64::INFINITY, |space| space as f64 / trace.peak_live() as f64)
 }
