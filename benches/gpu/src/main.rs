@@ -142,26 +142,35 @@ impl Bench {
 
 type AnyDevice = Arc<dyn Device>;
 
-/// The device to be measured, and another one if there is any.
-fn open(args: &Args) -> Result<(AnyDevice, Option<AnyDevice>), String> {
+/// What was opened: the device to be measured, another one if there is any, and the first one as what it is under CUDA.
+struct Opened {
+    device: AnyDevice,
+    other: Option<AnyDevice>,
+    cuda: Option<Arc<Cuda>>,
+}
+
+fn open(args: &Args) -> Result<Opened, String> {
     if args.sim {
         let config =
             SimConfig { watch_blocks: false, devices: 2, capacity: 80 << 30, ..SimConfig::default() };
         let sim = Sim::with(config);
-        return Ok((sim.device(0), Some(sim.device(1))));
+        return Ok(Opened { device: sim.device(0), other: Some(sim.device(1)), cuda: None });
     }
-    let device = Cuda::open(args.device)
+    let cuda = Cuda::open(args.device)
         .map_err(|why| format!("{why}; `--sim` measures the bookkeeping on a simulated device"))?;
-    let other = Cuda::open(u32::from(args.device == 0)).ok();
-    Ok((device, other.map(|other| other as AnyDevice)))
+    let other = Cuda::open(u32::from(args.device == 0)).ok().map(|other| other as AnyDevice);
+    Ok(Opened { device: cuda.clone(), other, cuda: Some(cuda) })
 }
 
 /// The pools' checks; how many failed.
-fn check(device: &AnyDevice, other: Option<&AnyDevice>) -> usize {
-    let mut outcomes = conformance::run(device, engine);
-    match other {
-        Some(other) => outcomes.extend(conformance::run_between([device, other], engine)),
+fn check(opened: &Opened) -> usize {
+    let mut outcomes = conformance::run(&opened.device, engine);
+    match &opened.other {
+        Some(other) => outcomes.extend(conformance::run_between([&opened.device, other], engine)),
         None => println!("(one device: nothing is copied between devices)"),
+    }
+    if let Some(cuda) = &opened.cuda {
+        outcomes.extend(conformance::run_on_cuda(cuda, engine));
     }
     for outcome in &outcomes {
         println!("check {:<40} {}", outcome.name, outcome.failure.as_deref().unwrap_or("ok"));
@@ -171,14 +180,14 @@ fn check(device: &AnyDevice, other: Option<&AnyDevice>) -> usize {
 
 fn main() -> ExitCode {
     let args = Args::parse();
-    let (device, other) = match open(&args) {
-        Ok(devices) => devices,
+    let opened = match open(&args) {
+        Ok(opened) => opened,
         Err(why) => {
             eprintln!("no device: {why}");
             return ExitCode::FAILURE;
         }
     };
-    let bench = Bench::new(device, args);
+    let bench = Bench::new(opened.device.clone(), args);
     let info = bench.device.info();
     println!("device: {} ({} MiB)", info.name, info.total_bytes >> 20);
     println!("processor: {} cores", bench.cores);
@@ -191,7 +200,7 @@ fn main() -> ExitCode {
     }
     let mut failed = 0;
     if !bench.args.no_checks {
-        failed += check(&bench.device, other.as_ref());
+        failed += check(&opened);
     }
     type Part = fn(&Bench) -> Result<(), Failure>;
     let parts: [(&str, Part); 5] = [

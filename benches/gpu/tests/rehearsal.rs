@@ -53,6 +53,7 @@ fn every_part_runs_over_a_driver_and_no_figure_of_it_is_shown() {
     assert!(line(&text, "device:").contains("simulated") && text.contains("REHEARSAL"), "{text}");
     let checks: Vec<&str> = text.lines().filter(|line| line.starts_with("check")).collect();
     assert!(checks.len() > 20 && checks.iter().all(|line| line.ends_with(" ok")), "{text}");
+    assert!(line(&text, "check memory of a captured graph").ends_with(" ok"), "{text}");
     // Each size on each of four pools of ours and three of the driver's.
     for size in ["256 B", "4 KiB", "64 KiB", "1 MiB", "2 MiB", "16 MiB", "256 MiB"] {
         let cells: Vec<&str> = line(&text, size).split_whitespace().skip(2).collect();

@@ -6,6 +6,8 @@
 //! only if there is enough work in flight, so the checks of order submit some before.
 
 mod copies;
+#[cfg(feature = "cuda")]
+mod cuda;
 mod pools;
 
 use crate::chunks::ChunkConfig;
@@ -108,6 +110,15 @@ pub fn run_between<D: Device + ?Sized + 'static, P: Engine>(
     outcomes(vec![
         ("copies from the one device to the other", Box::new(|| copies::between(one, other, engine))),
         ("copies from the other to the one", Box::new(|| copies::between(other, one, engine))),
+    ])
+}
+
+/// Runs the checks that only CUDA can pass: with `cudarc`, and of graphs.
+#[cfg(feature = "cuda")]
+pub fn run_on_cuda<P: Engine>(device: &Arc<crate::Cuda>, engine: fn() -> P) -> Vec<Outcome> {
+    outcomes(vec![
+        ("buffers in the hands of cudarc", Box::new(|| cuda::buffers(device, engine))),
+        ("memory of a captured graph", Box::new(|| cuda::graphs(device, engine))),
     ])
 }
 
