@@ -300,3 +300,43 @@ fn threads_beyond_those_with_a_cache_share_what_is_common() {
     assert_eq!(pool.acquire().unwrap_err(), Exhausted { max: THREADS });
     drop(all);
 }
+
+mod managed {
+    use super::*;
+    use terrane_pool::Managed;
+
+    const MAX: usize = 12;
+
+    fn managed() -> (Arc<Managed<Object, Hooks>>, Hooks) {
+        let hooks = Hooks::default();
+        (Arc::new(Managed::new(Builder::new(hooks.clone()).cache(0).at_end(AtEnd::Panic), MAX)), hooks)
+    }
+
+    fn all(pool: &Managed<Object, Hooks>) -> Vec<impl Sized> {
+        (0..MAX).map(|_| pool.try_acquire().unwrap()).collect()
+    }
+
+    #[test]
+    fn a_permit_stands_for_an_object_while_a_tick_drops_others() {
+        let (pool, hooks) = managed();
+        drop(all(&pool));
+        let inner = pool.clone();
+        at(&hooks.drop, move || drop(all(&inner)));
+        (0..20).for_each(|_| pool.tick());
+        assert!(hooks.drop.lock().unwrap().is_none(), "nothing was trimmed");
+        assert_eq!((pool.free(), pool.stats().out()), (MAX, 0));
+    }
+
+    #[test]
+    fn a_panic_in_a_reset_or_a_creation_gives_the_permit_back() {
+        let (pool, hooks) = managed();
+        let lease = pool.try_acquire().unwrap();
+        at(&hooks.reset, || panic!("at its reset"));
+        assert!(catch_unwind(AssertUnwindSafe(|| drop(lease))).is_err());
+        assert_eq!((pool.free(), pool.stats().objects), (MAX, 0));
+        at(&hooks.create, || panic!("at its creation"));
+        assert!(catch_unwind(AssertUnwindSafe(|| drop(pool.try_acquire()))).is_err());
+        assert_eq!((pool.free(), pool.stats().objects), (MAX, 0));
+        drop(all(&pool));
+    }
+}

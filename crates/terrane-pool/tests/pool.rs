@@ -375,6 +375,59 @@ fn a_policy_sets_the_depth_of_each_cache_and_surplus_is_dropped() {
 }
 
 #[test]
+fn chunks_come_and_go_while_their_objects_change_threads() {
+    const THREADS: usize = 4;
+    const ROUNDS: usize = if cfg!(miri) { 20 } else { 2000 };
+    let alive = Arc::new(AtomicUsize::new(0));
+    let uses = Arc::new(AtomicUsize::new(0));
+    struct Short(Counter, Arc<AtomicUsize>);
+    impl Recycle<Counted> for Short {
+        fn create(&self) -> Counted {
+            self.0.create()
+        }
+        // Runs of objects end now and then, and whole chunks with them.
+        fn reset(&self, object: &mut Counted) -> Verdict {
+            object.user = 0;
+            if self.1.fetch_add(1, Ordering::Relaxed) / 256 % 3 == 0 {
+                Verdict::Discard
+            } else {
+                Verdict::Keep
+            }
+        }
+    }
+    let pool =
+        Builder::new(Short(Counter { alive: alive.clone() }, uses)).cache(4).at_end(AtEnd::Panic).build();
+    let queues: [std::sync::Mutex<Vec<OwnedLease<Counted, Short>>>; THREADS] = Default::default();
+    thread::scope(|scope| {
+        for me in 0..THREADS {
+            let (pool, queues) = (&pool, &queues);
+            scope.spawn(move || {
+                for round in 0..ROUNDS {
+                    let mut batch: Vec<_> = (0..40).map(|_| pool.acquire_owned().unwrap()).collect();
+                    for lease in &mut batch {
+                        assert_eq!(lease.user, 0, "someone else has it, or it was not reset");
+                        lease.user = me as u64 + 1;
+                    }
+                    // Half goes back here, half to whoever looks next.
+                    queues[(me + round) % THREADS].lock().unwrap().extend(batch.drain(20..));
+                    drop(batch);
+                    drop(std::mem::take(&mut *queues[me].lock().unwrap()));
+                    if round % 100 == 99 {
+                        pool.trim(8);
+                    }
+                }
+            });
+        }
+    });
+    drop(queues);
+    let stats = pool.stats();
+    assert_eq!((stats.out(), stats.objects), (0, alive.load(Ordering::Relaxed) as u64), "{stats:?}");
+    assert!(stats.discarded > stats.objects && stats.steals > 0, "{stats:?}");
+    pool.close().unwrap();
+    assert_eq!(alive.load(Ordering::Relaxed), 0);
+}
+
+#[test]
 fn a_destructor_of_a_thread_that_ends_may_return_objects() {
     thread_local! {
         static KEPT: std::cell::RefCell<Vec<OwnedLease<Counted, Counter>>> = const { std::cell::RefCell::new(Vec::new()) };
