@@ -1,6 +1,6 @@
 //! The pool itself: [`Pool`], its [`Builder`] and its [`PoolStats`].
 //!
-//! Invariant: the pool is one of the references that keep alive what it [shares](crate::shared) with its leases. After its end
+//! Invariant: the pool is one of the references that keep alive what it shares with its leases. After its end
 //! nothing can be taken; what is out is dropped when it comes back.
 
 use crate::error::{Exhausted, KeyError, Leaked, Rejected};

@@ -11,7 +11,7 @@
 //!
 //! Chunks are aligned to a power of two, so an object finds its pool in the head of its chunk instead of keeping the way back, and
 //! none pays for an allocation of its own. The first chunk has room for half a KiB of objects, each further one for as many as all
-//! before it together, up to `ALIGN`. Objects that are longer than [`SHARED_MAX`] have chunks of their own. A vacant slot holds the
+//! before it together, up to `ALIGN`. Objects of more than 1.5 KiB have chunks of their own. A vacant slot holds the
 //! number of the next.
 
 use crate::group::{Constant, GROUPS, Group, LONGEST, Object, Shape, groups};

@@ -388,7 +388,7 @@ fn chunks_come_and_go_while_their_objects_change_threads() {
         // Runs of objects end now and then, and whole chunks with them.
         fn reset(&self, object: &mut Counted) -> Verdict {
             object.user = 0;
-            if self.1.fetch_add(1, Ordering::Relaxed) / 256 % 3 == 0 {
+            if (self.1.fetch_add(1, Ordering::Relaxed) / 256).is_multiple_of(3) {
                 Verdict::Discard
             } else {
                 Verdict::Keep
