@@ -367,6 +367,7 @@ impl<S: PageSource, K: Sharing, O: Observer> Domain<S, K, O> {
     }
 
     fn fresh_segment(&self, node: u32) -> Result<&Segment, SourceError> {
+        self.yield_huge();
         let (arena_index, index) = self.claim_segments(1, 1, 0, node)?;
         let arena = &self.arenas[arena_index];
         let start = arena.segment_start(index);

@@ -395,17 +395,32 @@ impl<S: PageSource, K: Sharing, O: Observer> Domain<S, K, O> {
 
     /// Gives cached spans back that have waited for the purge delay, or all of them; bytes given back.
     pub(crate) fn purge_huge(&self, now: u64, all: bool) -> usize {
-        let delay = self.purge_delay();
-        if !all && delay == crate::purge::PurgePolicy::NEVER {
-            return 0;
+        match self.purge_delay() {
+            _ if all => self.release_cached(now, 0, usize::MAX),
+            crate::purge::PurgePolicy::NEVER => 0,
+            delay => self.release_cached(now, delay, usize::MAX),
         }
+    }
+
+    /// Gives cached spans back that have waited for `delay` milliseconds, until that makes `wanted` bytes; bytes given back.
+    fn release_cached(&self, now: u64, delay: u64, wanted: usize) -> usize {
         let mut bytes = 0;
-        while let Some(number) = self.huge_cache.take_old::<K>(now, if all { 0 } else { delay }) {
+        while bytes < wanted
+            && let Some(number) = self.huge_cache.take_old::<K>(now, delay)
+        {
             let segment = segment_at(number);
             bytes += segment.huge_committed();
             self.huge_release(segment);
         }
         bytes
+    }
+
+    /// Makes room in the budget of a program whose small blocks need another segment: as much as that goes back of what huge
+    /// blocks have left, however young.
+    pub(crate) fn yield_huge(&self) {
+        if self.purge_delay() != crate::purge::PurgePolicy::NEVER {
+            self.release_cached(self.now(), 0, SEGMENT_BYTES);
+        }
     }
 
     /// Makes a live block at least `bytes` long where it stands; whether that was possible.

@@ -220,6 +220,7 @@ impl Slab {
     }
 
     /// What the word says, as of some moment during the call.
+    #[cfg(not(loom))]
     pub(crate) fn read_word(&self) -> WordParts {
         let word = self.shared.word.load(Ordering::Acquire);
         WordParts {
@@ -569,6 +570,7 @@ impl Slab {
 }
 
 /// What a slab's shared part says.
+#[cfg(not(loom))]
 #[derive(Clone, Copy, Debug)]
 pub(crate) struct WordParts {
     pub(crate) owner: HeapId,

@@ -196,6 +196,38 @@ fn many_small_blocks_fill_slabs_and_all_come_back() {
 }
 
 #[test]
+fn what_huge_blocks_left_goes_back_when_small_blocks_need_another_segment() {
+    let source = Strict::new();
+    let heap = PrivateHeap::new_in(&source).unwrap();
+    let counters = &heap.domain().counters;
+    let small = |n: usize| (0..n).map(|_| heap.alloc(4096, 8).unwrap()).collect::<Vec<_>>();
+    let mut blocks = small(1);
+    let huge: Vec<_> = (0..3).map(|_| heap.alloc(SEGMENT_BYTES / 2, 8).unwrap()).collect();
+    // SAFETY: each is freed once.
+    huge.into_iter().for_each(|block| unsafe { heap.free(block, SEGMENT_BYTES / 2, 8) });
+    let before = counters.huge_committed.get();
+    assert!(before >= 3 * SEGMENT_BYTES as u64 / 2, "kept for reuse");
+    let segments = counters.segments.get();
+    blocks.extend(small(SEGMENT_BYTES / 4096 / 2));
+    assert_eq!(
+        (counters.segments.get(), counters.huge_committed.get()),
+        (segments, before),
+        "one has room for all"
+    );
+    blocks.extend(small(SEGMENT_BYTES / 4096));
+    let after = counters.huge_committed.get();
+    assert!(
+        after > 0 && after <= before - SEGMENT_BYTES as u64,
+        "{before} bytes, then {after}: a segment for a segment"
+    );
+    blocks.extend(small(SEGMENT_BYTES / 4096));
+    assert_eq!(counters.huge_committed.get(), 0);
+    // SAFETY: each is freed once.
+    blocks.into_iter().for_each(|block| unsafe { heap.free(block, 4096, 8) });
+    heap.verify().unwrap();
+}
+
+#[test]
 fn room_in_an_old_segment_is_used_before_that_of_the_segment_taken_from_last() {
     let source = Strict::new();
     let heap = PrivateHeap::new_in(&source).unwrap();
