@@ -167,21 +167,12 @@ impl Shape {
     /// The object lies in that chunk, which is there.
     pub(crate) unsafe fn slot(&self, chunk: *const Constant, object: Object) -> usize {
         // SAFETY: the chunk is there, and this part of it is constant.
-        let offset = object.addr().get() - chunk.addr() - unsafe { (*chunk).objects } as usize;
-        ((offset as u64 * self.reciprocal) >> 32) as usize
+        self.divided(object.addr().get() - chunk.addr() - unsafe { (*chunk).objects } as usize)
     }
 
-    /// An object's group, and its bit there.
-    ///
-    /// # Safety
-    /// The object lies in a chunk of this shape, and is the caller's.
-    unsafe fn locate(&self, object: Object) -> (*const Group, u64) {
-        // SAFETY: the object is there, so its chunk is, and has a group for each 64 slots.
-        unsafe {
-            let chunk = self.chunk(object);
-            let slot = self.slot(chunk, object);
-            (groups(chunk).add(slot / Group::SLOTS), 1 << (slot % Group::SLOTS))
-        }
+    /// How many strides an offset within a chunk is.
+    const fn divided(&self, offset: usize) -> usize {
+        ((offset as u64 * self.reciprocal) >> 32) as usize
     }
 
     /// The object in a group's first slot.
@@ -206,26 +197,32 @@ impl Shape {
     /// # Safety
     /// The objects are of this shape and the caller's, who gives them up.
     pub(crate) unsafe fn give<F: Fences>(&self, objects: &[Object], mut hold: impl FnMut(*const Group)) {
-        let mut rest = objects.iter();
-        // SAFETY: the object is the caller's.
-        let mut next = rest.next().map(|object| unsafe { self.locate(*object) });
-        while let Some((group, mut bits)) = next {
-            // Neighbours often come one after the other.
-            next = None;
-            for object in rest.by_ref() {
-                // SAFETY: the object is the caller's.
-                let (other, bit) = unsafe { self.locate(*object) };
-                if other != group {
-                    next = Some((other, bit));
-                    break;
-                }
-                bits |= bit;
-            }
+        let mut add = |group: *const Group, bits: u64| {
             // SAFETY: the objects are the caller's, and keep their group there until this.
-            if unsafe { (*group).add::<F>(bits) } {
+            if bits != 0 && unsafe { (*group).add::<F>(bits) } {
                 hold(group);
             }
+        };
+        // Neighbours often come one after the other. What is known of a chunk stays true while the next object is in it.
+        let (mut chunk, mut first) = (ptr::null_mut::<Constant>(), 0);
+        let (mut group, mut bits) = (ptr::null(), 0);
+        for object in objects {
+            // SAFETY: the object is the caller's, so its chunk is there, and has a group for each 64 slots.
+            let its = unsafe {
+                let its = self.chunk(*object);
+                if its != chunk {
+                    (chunk, first) = (its, its.addr() + (*its).objects as usize);
+                }
+                let slot = self.divided(object.addr().get() - first);
+                bits_of(groups(chunk), slot)
+            };
+            if its.0 != group {
+                add(group, bits);
+                (group, bits) = (its.0, 0);
+            }
+            bits |= its.1;
         }
+        add(group, bits);
     }
 
     /// Takes up to `most` idle objects of a group; whether the caller still holds it.
@@ -239,14 +236,30 @@ impl Shape {
         to: &mut Vec<Object>,
     ) -> bool {
         // SAFETY: the group is held.
-        let (first, (mut bits, held)) = unsafe { (self.first(group), (*group).claim::<F>(most)) };
-        while bits != 0 {
-            // SAFETY: a set bit stands for an object of the group, which lies so many strides behind the first slot.
-            to.push(unsafe { first.byte_add(bits.trailing_zeros() as usize * self.stride as usize) });
-            bits &= bits - 1;
+        let (first, (bits, held)) = unsafe { (self.first(group), (*group).claim::<F>(most)) };
+        to.reserve(bits.count_ones() as usize);
+        let mut left = bits;
+        while left != 0 {
+            let (len, slot) = (to.len(), left.trailing_zeros() as usize);
+            // SAFETY: a set bit stands for an object of the group, which lies so many strides behind the first slot. There is room
+            // for as many as there are bits.
+            unsafe {
+                to.as_mut_ptr().add(len).write(first.byte_add(slot * self.stride as usize));
+                to.set_len(len + 1);
+            }
+            left &= left - 1;
         }
         held
     }
+}
+
+/// A slot's group, and its bit there.
+///
+/// # Safety
+/// The groups are those of a chunk that is there and has the slot.
+unsafe fn bits_of(groups: *const Group, slot: usize) -> (*const Group, u64) {
+    // SAFETY: a chunk has a group for each 64 slots.
+    (unsafe { groups.add(slot / Group::SLOTS) }, 1 << (slot % Group::SLOTS))
 }
 
 /// Bytes from the beginning of a chunk to its groups: behind [`Constant`] and what the chunk's memory is managed by.
