@@ -332,7 +332,10 @@ unsafe impl Device for Cuda {
         // SAFETY: the context is current, and the result has its type.
         check("cuStreamCreate", unsafe { (self.driver.cuStreamCreate)(&mut stream, STREAM_NON_BLOCKING) })?;
         // SAFETY: just made.
-        unsafe { self.adopt(stream) }
+        unsafe { self.adopt(stream) }.inspect_err(|_| {
+            // SAFETY: as above, and nobody else knows of it. A refusal leaks it: there is no use for it.
+            let _ = unsafe { (self.driver.cuStreamDestroy)(stream) };
+        })
     }
 
     fn stream_destroy(&self, stream: Stream) -> DriverResult<()> {
