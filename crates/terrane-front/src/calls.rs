@@ -193,9 +193,12 @@ pub enum BlockKind {
 /// # Errors
 /// [`Misuse::NotABlock`] if the address is foreign or inside a huge block, [`Misuse::DoubleFree`] if no slab and no start of a large
 /// block is there.
+///
+/// # Safety
+/// Any address will do, but if it lies in memory of a private heap, that heap is not dropped meanwhile: the map tells whether the
+/// metadata of an address can be read, and not for how long.
 #[inline]
-#[expect(clippy::not_unsafe_ptr_arg_deref, reason = "the map tells whether the address can be read")]
-pub fn look_up(block: *mut u8) -> Result<BlockKind, Misuse> {
+pub unsafe fn look_up(block: *mut u8) -> Result<BlockKind, Misuse> {
     let address = block.addr();
     if segment_map::place(address) == Place::Head
         && address % SEGMENT_BYTES >= segment::HEADER_SLICES * SLICE_BYTES
@@ -208,11 +211,12 @@ pub fn look_up(block: *mut u8) -> Result<BlockKind, Misuse> {
             None => {}
         }
     }
-    look_up_rare(block)
+    // SAFETY: the caller's promise.
+    unsafe { look_up_rare(block) }
 }
 
 #[cold]
-fn look_up_rare(block: *mut u8) -> Result<BlockKind, Misuse> {
+unsafe fn look_up_rare(block: *mut u8) -> Result<BlockKind, Misuse> {
     // A block whose alignment is a segment or more starts where the first segment of its span ends.
     let header = segment_map::header_of(block.addr().wrapping_sub(1)).ok_or(Misuse::NotABlock)?;
     let header = block.map_addr(|_| header).cast::<Segment>();
@@ -279,7 +283,8 @@ unsafe fn free_unknown(block: *mut u8) {
     if block.is_null() {
         return;
     }
-    match look_up(block) {
+    // SAFETY: a block that is not freed yet keeps its heap.
+    match unsafe { look_up(block) } {
         // SAFETY: the caller's promise.
         Ok(BlockKind::Small(class)) => unsafe { free_miss_checked(block, class) },
         // SAFETY: the caller's promise.
@@ -310,7 +315,8 @@ pub unsafe fn usable_size(block: *mut u8) -> usize {
     if block.is_null() {
         return 0;
     }
-    match look_up(block) {
+    // SAFETY: a live block keeps its heap.
+    match unsafe { look_up(block) } {
         Ok(BlockKind::Small(class)) => size_class::class(class).block_bytes as usize,
         // SAFETY: the caller's promise.
         Ok(BlockKind::Large) => with_heap(|heap, _| unsafe { heap.usable_large(block) }).unwrap_or(0),
@@ -395,7 +401,8 @@ unsafe fn realloc_by_copy(block: *mut u8, old_bytes: usize, align: usize, bytes:
 /// The block is live and came from this allocator; `align` is a power of two.
 #[inline]
 pub unsafe fn realloc(block: *mut u8, bytes: usize, align: usize) -> *mut u8 {
-    match look_up(block) {
+    // SAFETY: a live block keeps its heap.
+    match unsafe { look_up(block) } {
         Ok(BlockKind::Small(class)) => {
             let have = size_class::class(class).block_bytes as usize;
             if bytes <= have && bytes > have / 2 && block.addr().is_multiple_of(align) {

@@ -23,7 +23,8 @@ pub(crate) fn acquire_record() -> Option<&'static ThreadRecord> {
     RECORDS.acquire(|| {
         let name = domain().name_heap()?;
         let memory = domain().take_record(size_of::<ThreadRecord>()).ok()?;
-        // SAFETY: the memory is ours, for good, large enough and aligned to a slice. A heap is where its counters are looked for.
+        // SAFETY: the memory is ours, for good, large enough and aligned to a slice. A heap is where its counters are looked for,
+        // and the process's domain lives for good.
         Some(unsafe {
             let heap = ThreadHeap::new(domain(), name, 0);
             Record::emplace(memory.as_ptr().cast(), heap, |heap| ThreadHeap::counters_of(heap))

@@ -104,9 +104,11 @@ struct Refill {
 }
 
 impl<S: PageSource, K: Sharing, O: Observer> Heap<S, K, O> {
-    /// A heap over `domain` under a name that the domain gave, for a thread that runs on NUMA node `node`. The domain must stay where
-    /// it is, and live, for as long as the heap is used: nothing checks that.
-    pub const fn new(domain: *const Domain<S, K, O>, name: HeapId, node: u32) -> Self {
+    /// A heap over `domain` under a name that the domain gave, for a thread that runs on NUMA node `node`.
+    ///
+    /// # Safety
+    /// The domain stays where it is, and lives, for as long as the heap is used. No two heaps that are in use have one name.
+    pub const unsafe fn new(domain: *const Domain<S, K, O>, name: HeapId, node: u32) -> Self {
         let mut names = [0; SHARDS];
         names[node as usize % SHARDS] = name;
         Self {

@@ -67,7 +67,7 @@ impl<S: PageSource, O: Observer> PrivateHeap<S, O> {
         let pages = source.acquire(bytes as u64, source.page_size() as u64)?;
         let state: NonNull<State<S, O>> =
             NonNull::new(pages.as_ptr().cast()).ok_or(SourceError::Unsupported)?;
-        // SAFETY: the pages are ours, committed, large enough, and aligned to a page.
+        // SAFETY: the pages are ours, committed, large enough, and aligned to a page; the heap lives beside its domain.
         unsafe {
             let domain = Domain::new(source, policy, observer);
             state.write(State {

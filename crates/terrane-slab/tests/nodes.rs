@@ -96,7 +96,8 @@ struct Thread {
 
 impl Thread {
     fn new(domain: &'static Machine) -> Self {
-        let mut heap = Heap::new(domain, domain.name_heap().unwrap(), 0);
+        // SAFETY: the domain lives for good.
+        let mut heap = unsafe { Heap::new(domain, domain.name_heap().unwrap(), 0) };
         let lists = Lists::new();
         heap.attach(&lists, domain.current_node());
         Self { heap, lists }

@@ -33,7 +33,8 @@ unsafe impl Send for Block {}
 
 impl Thread {
     fn new(domain: &Machine) -> Self {
-        let mut heap = Heap::new(domain, domain.name_heap().unwrap(), 0);
+        // SAFETY: a machine outlives its threads' heaps.
+        let mut heap = unsafe { Heap::new(domain, domain.name_heap().unwrap(), 0) };
         let lists = Lists::new();
         heap.attach(&lists, 0);
         Self(heap, lists)

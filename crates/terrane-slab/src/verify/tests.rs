@@ -221,7 +221,8 @@ impl Pair {
         let policy = Policy { growth: Growth::SMALL, ..Policy::DEFAULT };
         let domain = Box::new(Domain::new(Mmap::new(), policy, ()));
         let mut heaps = [1, 2].map(|name| {
-            let mut heap = Box::new(SharedHeap::new(&raw const *domain, name, 0));
+            // SAFETY: no heap is used once the domain is gone.
+            let mut heap = Box::new(unsafe { SharedHeap::new(&raw const *domain, name, 0) });
             let lists = Lists::new();
             heap.attach(&lists, 0);
             (heap, lists)

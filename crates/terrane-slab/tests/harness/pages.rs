@@ -53,9 +53,11 @@ pub fn domain(policy: Policy) -> Model {
 pub fn heap(domain: &Model, name: HeapId) -> Box<Heap<Pages, Shared>> {
     // Made in place: loom's threads have small stacks.
     let mut place = Box::new_uninit();
-    place.write(Heap::new(&raw const **domain, name, 0));
-    // SAFETY: written above.
-    unsafe { place.assume_init() }
+    // SAFETY: the models keep the domain longer than its heaps, and name each heap once; the place is written before it is read.
+    unsafe {
+        place.write(Heap::new(&raw const **domain, name, 0));
+        place.assume_init()
+    }
 }
 
 /// First byte of the mapping, low enough for the cache of huge spans, which packs addresses into few bits.
