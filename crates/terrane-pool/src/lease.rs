@@ -67,7 +67,7 @@ impl<T: Send, R: Recycle<T>, M: Store> OwnedLease<T, R, M> {
     }
 
     /// Puts the object away under a number, for [`Pool::claim`]. It counts as out until it is claimed and returned; if it never
-    /// is, it is a leak.
+    /// is, it is a leak: after the end of the pool nobody can claim it.
     pub fn into_key(self) -> Key {
         let lease = ManuallyDrop::new(self);
         // SAFETY: the object is the lease's (module invariant), which is gone.

@@ -1,6 +1,7 @@
 //! What the functions of a `Recycle`, the drop of an object and a policy may do to the pool that calls them, for both stores.
 #![cfg(not(loom))]
 
+use std::future::Future;
 use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::sync::atomic::{AtomicUsize, Ordering};
 use std::sync::{Arc, Mutex, OnceLock, mpsc};
@@ -338,5 +339,45 @@ mod managed {
         assert!(catch_unwind(AssertUnwindSafe(|| drop(pool.try_acquire()))).is_err());
         assert_eq!((pool.free(), pool.stats().objects), (MAX, 0));
         drop(all(&pool));
+    }
+}
+
+#[test]
+fn a_waker_may_take_the_answer_and_drop_the_reply_at_once() {
+    use std::pin::Pin;
+    use std::task::{Context, Poll, Wake, Waker};
+    use terrane_pool::{Replies, Reply};
+
+    #[derive(Default)]
+    struct Inline {
+        reply: Mutex<Option<Reply<u64>>>,
+        answer: Mutex<Option<u64>>,
+    }
+
+    impl Wake for Inline {
+        fn wake(self: Arc<Self>) {
+            let mut reply = self.reply.lock().unwrap().take().unwrap();
+            let Poll::Ready(answer) = Pin::new(&mut reply).poll(&mut Context::from_waker(Waker::noop()))
+            else {
+                panic!("woken without an answer");
+            };
+            *self.answer.lock().unwrap() = answer.ok();
+        }
+    }
+
+    let replies = Replies::new(1);
+    // The slot is used again, as new.
+    for number in 0..3 {
+        let (sender, mut reply) = replies.channel().unwrap();
+        let task = Arc::new(Inline::default());
+        let waker = Waker::from(task.clone());
+        assert!(Pin::new(&mut reply).poll(&mut Context::from_waker(&waker)).is_pending());
+        *task.reply.lock().unwrap() = Some(reply);
+        sender.send(number).unwrap();
+        assert_eq!(task.answer.lock().unwrap().take(), Some(number));
+        assert_eq!((replies.stats().out(), replies.stats().created), (0, 1));
+        // The slot holds no waker back: this one, and the task's own.
+        drop(waker);
+        assert_eq!(Arc::strong_count(&task), 1);
     }
 }
