@@ -4,7 +4,7 @@
 use std::future::Future;
 use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::sync::atomic::{AtomicUsize, Ordering};
-use std::sync::{Arc, Mutex, OnceLock, mpsc};
+use std::sync::{Arc, Mutex, OnceLock, Weak, mpsc};
 use std::thread;
 use std::time::Duration;
 use terrane_core::{Move, Sample, Sizing};
@@ -233,14 +233,14 @@ fn nested<M: Store>() {
 
 fn policy_uses<M: Store>() {
     struct Inward<M: Store> {
-        pool: Arc<OnceLock<Own<M>>>,
+        pool: Arc<OnceLock<Weak<Pool<Object, Hooks, M>>>>,
         asked: Arc<AtomicUsize>,
     }
     impl<M: Store> Sizing for Inward<M> {
         fn decide(&mut self, _: &[Sample], _: u64, _: &mut dyn FnMut(Move)) {
             self.asked.fetch_add(1, Ordering::Relaxed);
-            let pool = self.pool.get().unwrap();
-            fill(pool, 3);
+            let pool = self.pool.get().unwrap().upgrade().unwrap();
+            fill(&pool, 3);
             pool.trim(0);
             pool.tick();
         }
@@ -253,7 +253,7 @@ fn policy_uses<M: Store>() {
             .sizing(Inward { pool: own.clone(), asked: asked.clone() }, 1 << 20, 8)
             .build_in(),
     );
-    own.set(pool.clone()).unwrap();
+    own.set(Arc::downgrade(&pool)).unwrap();
     let (tell, told) = mpsc::channel();
     thread::spawn(move || {
         pool.tick();
