@@ -1,7 +1,7 @@
 //! Vacated spans that wait, unmerged, for a request of the same length.
 //!
 //! Invariants: the first `count` records of a slot wait, and no other does; `count` of all is their number and at most
-//! [`MOST`], `units` their length. A slot is `missed` if a request has asked for one of its records since the cursor came by.
+//! [`MOST`], `units` their length. A slot is `missed` if a request has taken one of its records since the cursor came by.
 //!
 //! Protocol: a span waits in the slot of its length's class, the last one in is the first out. The cursor goes round the
 //! slots, one for each call, and gives up the oldest record of a slot that is not missed.
@@ -97,11 +97,8 @@ impl Waiting {
         Some(node)
     }
 
-    /// Moves the cursor on, and gives up the oldest record of its slot if none there has been asked for meanwhile.
+    /// Moves the cursor on, and gives up the oldest record of its slot if there is one and none was taken meanwhile.
     pub(crate) fn pass<X>(&mut self, nodes: &[Node<X>]) -> Option<u32> {
-        if self.count == 0 {
-            return None;
-        }
         let at = self.cursor as usize % SLOTS;
         self.cursor = self.cursor.wrapping_add(1);
         let slot = &mut self.slots[at];
@@ -135,5 +132,59 @@ impl Waiting {
         for slot in &self.slots {
             slot.nodes[..slot.count as usize].iter().for_each(|&node| see(node));
         }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::{DEPTH, MOST, SLOTS, Waiting};
+    use crate::node::Node;
+
+    /// Records of 8 units each, in order.
+    fn records(count: u64) -> Vec<Node<()>> {
+        (0..count).map(|at| Node { offset: 8 * at, len: 8, ..Node::spare(0) }).collect()
+    }
+
+    #[test]
+    fn the_last_that_waits_is_taken_first_and_only_if_it_fits() {
+        let nodes = records(3);
+        let mut waiting = Waiting::new();
+        assert!(waiting.push(5, 1, 8) && waiting.push(5, 2, 8));
+        assert_eq!(waiting.pop(&nodes, 5, 16, 1), None, "another length of the same slot");
+        assert_eq!(waiting.pop(&nodes, 5, 8, 32), None, "offset 16 is no multiple of 32");
+        assert_eq!(waiting.pop(&nodes, 6, 8, 1), None, "nothing waits there");
+        assert_eq!(waiting.pop(&nodes, 5, 8, 16), Some(2));
+        assert_eq!((waiting.count(), waiting.units(), waiting.take_figures()), (1, 8, (1, 0)));
+    }
+
+    #[test]
+    fn the_oldest_of_each_slot_is_given_up_in_turn_but_not_where_one_was_taken_since_the_last_time() {
+        let nodes = records(6);
+        let mut waiting = Waiting::new();
+        for (class, node) in [(1, 0), (1, 1), (2, 2), (3, 3), (3, 4), (3, 5)] {
+            assert!(waiting.push(class, node, 8));
+        }
+        assert_eq!(waiting.pop(&nodes, 3, 8, 1), Some(5));
+        let round =
+            |waiting: &mut Waiting| -> Vec<u32> { (0..SLOTS).filter_map(|_| waiting.pass(&nodes)).collect() };
+        assert_eq!(round(&mut waiting), [0, 2], "one was taken from slot 3");
+        assert_eq!(round(&mut waiting), [1, 3]);
+        assert_eq!(round(&mut waiting), [4]);
+        assert_eq!((waiting.count(), waiting.units(), round(&mut waiting)), (0, 0, vec![]));
+    }
+
+    #[test]
+    fn no_more_wait_than_one_call_may_merge_and_no_more_of_a_length_than_a_slot_holds() {
+        let nodes = records(u64::from(MOST) + 100);
+        let mut waiting = Waiting::new();
+        let one_length = (0..100).filter(|&node| waiting.push(0, node, 8)).count();
+        assert_eq!(one_length, DEPTH);
+        let rest = (100..100 + MOST).filter(|&node| waiting.push(1 + node as usize % 100, node, 8)).count();
+        assert_eq!((one_length + rest, waiting.count()), (MOST as usize, MOST));
+        assert_eq!(waiting.take_figures(), (0, 100 - DEPTH as u32 + MOST - rest as u32));
+        let mut seen = 0;
+        waiting.each(&mut |_| seen += 1);
+        assert_eq!(seen, MOST);
+        assert_eq!(std::iter::from_fn(|| waiting.give_up(&nodes)).count(), MOST as usize);
     }
 }

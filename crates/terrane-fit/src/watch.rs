@@ -223,11 +223,90 @@ impl Watch {
             return;
         }
         self.pause = self.pause.saturating_sub(1);
-        if self.pause == 0 && holes > total / 4 && (FEW..4 * self.finds).contains(&merged) {
-            let alone = self.lone > merged / 8;
-            // Twice in a row, unless nothing has been decided yet: one window may lie between two phases.
-            self.waits = alone && self.alone;
-            (self.alone, self.room) = (alone, alone);
+        if self.pause == 0 && holes > total / 4 && merged >= FEW {
+            self.alone = self.lone > merged / 8;
+            (self.waits, self.room) = (self.alone, self.alone);
         }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::{LONGEST, PATIENCE, Rounding, TICK, WINDOW, Watch};
+
+    /// A window with as many searches as vacated spans, of which `lone` come to lie alone; `holes` of 100 units are in holes.
+    fn window(watch: &mut Watch, lone: u32, holes: u64, figures: (u32, u32)) {
+        (0..lone).for_each(|_| watch.count_lone());
+        (0..WINDOW / (2 * TICK)).for_each(|_| watch.look(0, holes, 100, || figures));
+    }
+
+    /// Windows with room until spans wait.
+    fn windows_until_it_waits(watch: &mut Watch) -> u32 {
+        (1..1000).find(|_| (window(watch, 60, 50, (1, 0)), watch.waits()).1).unwrap()
+    }
+
+    /// A window without room.
+    fn lose_room(watch: &mut Watch) {
+        for _ in 0..WINDOW / (2 * TICK) {
+            watch.look(0, 10, 100, || (0, 0));
+            assert!(!watch.waits(), "at once, not at the end of the window");
+            assert_eq!(watch.rounding(), Rounding::Exact);
+        }
+    }
+
+    #[test]
+    fn waiting_that_was_given_up_is_put_off_twice_as_long_each_time_until_it_has_lasted() {
+        let mut watch = Watch::new();
+        assert_eq!(windows_until_it_waits(&mut watch), 1);
+        for pauses in 1..10 {
+            lose_room(&mut watch);
+            // The window in which room was lost counts.
+            assert_eq!(windows_until_it_waits(&mut watch), (1 << pauses.min(LONGEST)) - 1);
+        }
+        (0..1 << LONGEST).for_each(|_| window(&mut watch, 60, 50, (1, 0)));
+        assert!(watch.waits());
+        lose_room(&mut watch);
+        assert_eq!(windows_until_it_waits(&mut watch), 1);
+    }
+
+    #[test]
+    fn spans_wait_no_longer_when_none_is_asked_for_and_more_would_wait() {
+        let mut watch = Watch::new();
+        windows_until_it_waits(&mut watch);
+        for figures in [(1, 1000), (0, 31)] {
+            window(&mut watch, 60, 50, figures);
+            assert!(watch.waits(), "{figures:?}");
+        }
+        window(&mut watch, 60, 50, (0, 32));
+        assert!(!watch.waits());
+    }
+
+    #[test]
+    fn nothing_is_decided_about_waiting_while_hardly_anything_is_vacated() {
+        let mut watch = Watch::new();
+        for look in 1..100 {
+            (0..60).for_each(|_| watch.count_lone());
+            watch.look(look * TICK, 50, 100, || (0, 0));
+            assert!(!watch.waits());
+        }
+    }
+
+    #[test]
+    fn coarse_rounding_is_left_out_for_a_window_after_twice_as_many_each_time_that_it_is_missed() {
+        let mut watch = Watch::new();
+        for times in 0..6 {
+            (watch.near, watch.slack) = (401, 100);
+            window(&mut watch, 0, 20, (0, 0));
+            for _ in 0..1 << (PATIENCE + times).min(LONGEST) {
+                assert_eq!(watch.rounding(), Rounding::Quarters);
+                assert!(!watch.compares());
+                window(&mut watch, 0, 20, (0, 0));
+            }
+            assert_eq!(watch.rounding(), Rounding::Eighths);
+        }
+        // Four times is not more than four times.
+        (watch.near, watch.slack) = (400, 100);
+        window(&mut watch, 0, 20, (0, 0));
+        assert_eq!((watch.rounding(), watch.patience), (Rounding::Eighths, PATIENCE));
     }
 }
