@@ -188,6 +188,7 @@ impl<T> Default for Slots<T> {
     }
 }
 
+/// Chunks are written field by field, without a mutable reference to the whole: others read the constant part meanwhile.
 impl Inner {
     fn grow<T>(&mut self, owner: NonNull<()>) {
         let slots = self.slots.clamp(Slots::<T>::LEAST, Slots::<T>::MOST);
@@ -226,8 +227,8 @@ impl Inner {
         unsafe {
             (*chunk).before = ptr::null_mut();
             (*chunk).behind = self.roomy;
-            if let Some(behind) = self.roomy.as_mut() {
-                behind.before = chunk;
+            if !self.roomy.is_null() {
+                (*self.roomy).before = chunk;
             }
         }
         self.roomy = chunk;
@@ -239,12 +240,13 @@ impl Inner {
         // SAFETY: as in `enlist`.
         unsafe {
             let (before, behind) = ((*chunk).before, (*chunk).behind);
-            match before.as_mut() {
-                Some(before) => before.behind = behind,
-                None => self.roomy = behind,
+            if before.is_null() {
+                self.roomy = behind;
+            } else {
+                (*before).behind = behind;
             }
-            if let Some(behind) = behind.as_mut() {
-                behind.before = before;
+            if !behind.is_null() {
+                (*behind).before = before;
             }
         }
     }
