@@ -9,41 +9,21 @@
 //! [`WORTHWHILE`] bytes at one time, has two threads or more anyway, and has freed memory. It ends when no freed memory is left.
 //! A program of one thread, or a small one, never gets another.
 //!
-//! Invariant: freed memory that was noticed while the thread ends is not forgotten: the thread takes its name out of `RUNS_IN`
-//! first and looks once more afterwards, and whoever frees schedules first and looks for the name afterwards.
+//! How it comes and goes without freed memory being forgotten is the business of [`Presence`].
 //!
-//! A child process after a fork has no such thread; it gets its own when it needs one.
+//! A child process after a fork has no such thread. It gets its own when it needs one, or, with [`Background::On`], when it chooses
+//! that mode again.
 
+use crate::presence::{Background, Presence};
 use crate::process::{RECORDS, domain, milliseconds};
 use core::ffi::c_void;
 use core::ptr;
-use core::sync::atomic::{AtomicBool, AtomicU8, AtomicU32, Ordering, fence};
 use terrane_slab::PurgePolicy;
-
-/// Whether a thread gives memory back while the program is idle.
-#[derive(Clone, Copy, PartialEq, Eq, Debug, Default)]
-#[repr(u8)]
-pub enum Background {
-    /// While there is enough to give back, in programs of several threads.
-    #[default]
-    Auto = 0,
-    /// Never.
-    Off = 1,
-    /// Always.
-    On = 2,
-}
 
 /// Bytes that a program must have held at one time before a thread is started for it.
 pub const WORTHWHILE: u64 = 32 << 20;
 
-/// A [`Background`].
-static MODE: AtomicU8 = AtomicU8::new(Background::Auto as u8);
-
-/// Whether a thread should be started as soon as the heap is let go of.
-static NOTICED: AtomicBool = AtomicBool::new(false);
-
-/// The process that has the thread, 0 if none.
-static RUNS_IN: AtomicU32 = AtomicU32::new(0);
+static PRESENCE: Presence = Presence::new();
 
 /// Longest and shortest sleep between two looks, in milliseconds.
 const SLEEP: core::ops::RangeInclusive<u64> = 10..=1000;
@@ -59,8 +39,7 @@ fn process() -> u32 {
 /// Chooses whether a thread gives memory back while the program is idle, from now on; with [`Background::On`] it is started, and
 /// the answer is whether it runs. A thread that runs already ends at one of its next looks when it is not wanted any more.
 pub fn set_background(mode: Background) -> bool {
-    MODE.store(mode as u8, Ordering::Relaxed);
-    mode != Background::On || start()
+    PRESENCE.choose(mode, process(), start)
 }
 
 /// Starts the thread for good, unless this process has it already; whether it runs.
@@ -68,30 +47,19 @@ pub fn start_background_purge() -> bool {
     set_background(Background::On)
 }
 
-fn is(mode: Background) -> bool {
-    MODE.load(Ordering::Relaxed) == mode as u8
-}
-
 /// The domain's sign that freed memory begins to age. The calling thread is in the middle of a slow path.
 pub(crate) fn notice() {
-    if !is(Background::Auto)
-        || NOTICED.load(Ordering::Relaxed)
-        || domain().counters.peak_in_use.get() < WORTHWHILE
-    {
-        return;
-    }
-    // The memory was scheduled before this, and the name is looked for after it.
-    fence(Ordering::SeqCst);
-    let threads = RECORDS.all().filter(|record| record.is_used());
-    if RUNS_IN.load(Ordering::Relaxed) != process() && threads.count() > 1 {
-        NOTICED.store(true, Ordering::Relaxed);
-    }
+    PRESENCE.notice(
+        || domain().counters.peak_in_use.get() >= WORTHWHILE,
+        process,
+        || RECORDS.all().filter(|record| record.is_used()).count() > 1,
+    );
 }
 
 /// Starts the thread if that was noticed to be of use. The calling thread holds no heap.
 #[inline(always)]
 pub(crate) fn start_if_noticed() {
-    if NOTICED.load(Ordering::Relaxed) {
+    if PRESENCE.is_noticed() {
         start_noticed();
     }
 }
@@ -99,24 +67,19 @@ pub(crate) fn start_if_noticed() {
 #[cold]
 #[inline(never)]
 fn start_noticed() {
-    if NOTICED.swap(false, Ordering::Relaxed) {
-        // A thread that cannot be started leaves memory to be given back by activity.
-        let _ = start();
-    }
+    PRESENCE.start_noticed(process(), start);
 }
 
-/// Starts the thread, unless this process has it already; whether it runs.
+/// Forgets the thread, in a child process.
+pub(crate) fn forget() {
+    PRESENCE.forget();
+}
+
+/// Starts the thread; whether the system did.
 fn start() -> bool {
-    let (me, seen) = (process(), RUNS_IN.load(Ordering::Acquire));
-    if seen == me {
-        return true;
-    }
-    if RUNS_IN.compare_exchange(seen, me, Ordering::AcqRel, Ordering::Relaxed).is_err() {
-        return true;
-    }
     // SAFETY: the attributes, the signal sets and the thread's name for itself are this function's; `run` never returns and
     // touches nothing of the caller's.
-    let started = unsafe {
+    unsafe {
         let mut attributes: libc::pthread_attr_t = core::mem::zeroed();
         let mut thread: libc::pthread_t = core::mem::zeroed();
         let (mut all, mut before): (libc::sigset_t, libc::sigset_t) =
@@ -130,11 +93,7 @@ fn start() -> bool {
         libc::pthread_sigmask(libc::SIG_SETMASK, &before, ptr::null_mut());
         libc::pthread_attr_destroy(&mut attributes);
         failed == 0
-    };
-    if !started {
-        RUNS_IN.store(0, Ordering::Release);
     }
-    started
 }
 
 extern "C" fn run(_: *mut c_void) -> *mut c_void {
@@ -145,8 +104,9 @@ extern "C" fn run(_: *mut c_void) -> *mut c_void {
             domain().purge(milliseconds(), false);
         }
         idle_looks = if domain().has_idle_memory() { 0 } else { idle_looks + 1 };
-        let unneeded = is(Background::Off) || (is(Background::Auto) && idle_looks >= IDLE_LOOKS);
-        if unneeded && end() {
+        let idle = PRESENCE.is(Background::Auto) && idle_looks >= IDLE_LOOKS;
+        let unneeded = PRESENCE.is(Background::Off) || idle;
+        if unneeded && PRESENCE.leave(process(), || domain().has_idle_memory()) {
             return ptr::null_mut();
         }
         let sleep = (delay / 4).clamp(*SLEEP.start(), *SLEEP.end());
@@ -154,14 +114,4 @@ extern "C" fn run(_: *mut c_void) -> *mut c_void {
         // SAFETY: the time is valid; a sleep that ends early leads to an early look.
         unsafe { libc::nanosleep(&time, ptr::null_mut()) };
     }
-}
-
-/// Takes this thread's name out, and looks once more; whether the thread is to end.
-fn end() -> bool {
-    let me = process();
-    RUNS_IN.store(0, Ordering::Relaxed);
-    fence(Ordering::SeqCst);
-    let needed = is(Background::On) || (is(Background::Auto) && domain().has_idle_memory());
-    // If the name is another's by now, that thread sees to it.
-    !needed || RUNS_IN.compare_exchange(0, me, Ordering::AcqRel, Ordering::Relaxed).is_err()
 }

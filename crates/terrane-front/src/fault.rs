@@ -13,6 +13,24 @@ pub enum Fault {
     RecordUnexchanged,
     /// A record is listed without releasing.
     ListRelaxed,
+    /// A mode is chosen, and the thread looked for, without a fence in between.
+    ChoiceUnfenced,
+    /// Memory is scheduled, and the thread looked for, without a fence in between.
+    NoticeUnfenced,
+    /// Whether a thread is to be started already is read before the fence.
+    NoticeReadEarly,
+    /// The mode is read before the fence.
+    ModeReadEarly,
+    /// A notice is taken down, and the thread looked for, without a fence in between.
+    StartUnfenced,
+    /// A thread is started without an exchange.
+    StartUnexchanged,
+    /// The thread takes its name out, and looks once more, without a fence in between.
+    LeaveUnfenced,
+    /// The thread ends without a second look.
+    LeaveUnchecked,
+    /// The thread puts its name back without an exchange.
+    LeaveUnexchanged,
     /// A reader does not pass the fence between its slot and its second look.
     #[cfg(any(feature = "reclaim", loom))]
     ProtectUnfenced,

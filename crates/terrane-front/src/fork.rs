@@ -5,8 +5,9 @@
 //! moving from one place to another is in neither, and is lost to the child: a few blocks at most.
 //!
 //! In the child the heaps of the vanished threads would strand their slabs. Those that were not in the middle of a slow path
-//! (`busy`) are abandoned on their behalf, and their records freed.
+//! (`busy`) are abandoned on their behalf, and their records freed. The background thread is gone too, whatever its name says.
 
+use crate::background;
 use crate::process::RECORDS;
 use crate::thread;
 use core::ptr;
@@ -24,6 +25,7 @@ pub(crate) fn install() {
 }
 
 extern "C" fn in_child() {
+    background::forget();
     let mine = thread::current_record().map_or(ptr::null(), ptr::from_ref);
     for record in RECORDS.all() {
         let vanished = !ptr::eq(record, mine) && record.is_used();

@@ -7,7 +7,7 @@
 //!                └─ no ──▶ batch ─▶ one exchange on the slab
 //!   thread ends ──▶ its heap gives all slabs up; its record waits for the next thread
 //!   fork  ──▶ the child gives up the slabs of threads that it does not have     fork.rs
-//!   idle  ──▶ a thread that gives memory back on time, while it is needed      background.rs
+//!   idle  ──▶ a thread that gives memory back on time, while it is needed      background.rs, presence.rs
 //! ```
 //!
 //! All threads share one domain over memory-mapped pages ([`process`]). Allocating and freeing take no lock, here or below. (The one
@@ -55,6 +55,10 @@ mod memcheck;
 #[cfg(not(loom))]
 mod pin;
 #[cfg(not(loom))]
+mod presence;
+#[cfg(loom)]
+pub mod presence;
+#[cfg(not(loom))]
 pub mod process;
 #[cfg(all(feature = "reclaim", not(loom)))]
 mod reclaim;
@@ -74,13 +78,15 @@ mod tls;
 mod verify;
 
 #[cfg(not(loom))]
-pub use background::{Background, set_background, start_background_purge};
+pub use background::{set_background, start_background_purge};
 #[cfg(all(not(feature = "valgrind"), not(loom)))]
 pub use calls::{alloc, alloc_zeroed, free, free_sized, realloc, realloc_sized, usable_size};
 #[cfg(not(loom))]
 pub use calls::{collect, look_up, purge, tick};
 #[cfg(all(feature = "valgrind", not(loom)))]
 pub use memcheck::{alloc, alloc_zeroed, free, free_sized, realloc, realloc_sized, usable_size};
+#[cfg(not(loom))]
+pub use presence::Background;
 #[cfg(not(loom))]
 pub use snapshot::{ClassSnapshot, Snapshot, snapshot};
 /// Policies for the depth of caches: those of the allocator's own threads and of pools.

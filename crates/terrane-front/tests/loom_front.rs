@@ -3,86 +3,45 @@
 //! with a planted fault, which must fail.
 #![cfg(loom)]
 
+mod harness;
+
+use harness::{check, front, models};
 use loom::sync::Arc;
 use loom::thread;
 use std::alloc::Layout;
-use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::ptr::NonNull;
 use std::sync::atomic::{AtomicU64, AtomicUsize as Plain, Ordering};
 use terrane_core::sync::atomic::{AtomicPtr, AtomicU64 as ModelU64, Ordering as ModelOrdering};
 use terrane_core::sync::cell::UnsafeCell;
-use terrane_front::fault::{Fault, plant};
+use terrane_front::fault::Fault;
 use terrane_front::hazard::Hazards;
 use terrane_front::reclaim::{Budget, model::on_free};
 use terrane_front::records::{Record, Records};
 use terrane_slab::fault::{Fault as SlabFault, plant as plant_in_slab};
 use terrane_slab::stats::{Counter, add_up};
 
-enum Plant {
-    Front(Fault),
-    Slab(SlabFault),
-}
-
-fn set(plant_it: Option<&Plant>) {
-    plant(None);
-    plant_in_slab(None);
-    match plant_it {
-        None => {}
-        Some(&Plant::Front(fault)) => plant(Some(fault)),
-        Some(&Plant::Slab(fault)) => plant_in_slab(Some(fault)),
-    }
-}
-
-fn check(preemptions: usize, iterations: &'static AtomicU64, model: impl Fn() + Sync + Send + 'static) {
-    let mut builder = loom::model::Builder::new();
-    builder.preemption_bound = Some(preemptions);
-    builder.check(move || {
-        iterations.fetch_add(1, Ordering::Relaxed);
-        model();
-    });
-}
-
-macro_rules! models {
-    ($($name:ident: $model:ident, threads $threads:literal, faults [$($twin:ident: $fault:expr),*];)*) => {$(
-        #[test]
-        fn $name() {
-            static ITERATIONS: AtomicU64 = AtomicU64::new(0);
-            set(None);
-            $model(&ITERATIONS);
-            let (name, count) = (stringify!($model), ITERATIONS.load(Ordering::Relaxed));
-            println!("model {name} threads={} iterations={count}", $threads);
-        }
-        $(
-            #[test]
-            fn $twin() {
-                static ITERATIONS: AtomicU64 = AtomicU64::new(0);
-                set(Some(&$fault));
-                let outcome = catch_unwind(AssertUnwindSafe(|| $model(&ITERATIONS)));
-                set(None);
-                assert!(outcome.is_err(), "loom did not find {}", stringify!($fault));
-            }
-        )*
-    )*};
+fn slab(fault: SlabFault) {
+    plant_in_slab(Some(fault));
 }
 
 models! {
     model_records: records, threads 3, faults [
-        fault_records_release_relaxed: Plant::Front(Fault::RecordRelaxed),
-        fault_records_taken_twice: Plant::Front(Fault::RecordUnexchanged),
-        fault_records_listed_relaxed: Plant::Front(Fault::ListRelaxed)
+        fault_records_release_relaxed: front(Fault::RecordRelaxed),
+        fault_records_taken_twice: front(Fault::RecordUnexchanged),
+        fault_records_listed_relaxed: front(Fault::ListRelaxed)
     ];
     model_statistics: statistics, threads 3, faults [
-        fault_statistics_record_relaxed: Plant::Front(Fault::RecordRelaxed),
-        fault_statistics_count_relaxed: Plant::Slab(SlabFault::CountRelaxed),
-        fault_statistics_begun_first: Plant::Slab(SlabFault::BegunFirst)
+        fault_statistics_record_relaxed: front(Fault::RecordRelaxed),
+        fault_statistics_count_relaxed: slab(SlabFault::CountRelaxed),
+        fault_statistics_begun_first: slab(SlabFault::BegunFirst)
     ];
     model_hazards: hazards, threads 2, faults [
-        fault_hazards_protect_unfenced: Plant::Front(Fault::ProtectUnfenced),
-        fault_hazards_protect_unchecked: Plant::Front(Fault::ProtectUnchecked),
-        fault_hazards_scan_unfenced: Plant::Front(Fault::ScanUnfenced),
-        fault_hazards_clear_relaxed: Plant::Front(Fault::ClearRelaxed)
+        fault_hazards_protect_unfenced: front(Fault::ProtectUnfenced),
+        fault_hazards_protect_unchecked: front(Fault::ProtectUnchecked),
+        fault_hazards_scan_unfenced: front(Fault::ScanUnfenced),
+        fault_hazards_clear_relaxed: front(Fault::ClearRelaxed)
     ];
-    model_budget: budget, threads 3, faults [fault_budget_torn: Plant::Front(Fault::BudgetTorn)];
+    model_budget: budget, threads 3, faults [fault_budget_torn: front(Fault::BudgetTorn)];
 }
 
 /// What a thread counts, in words that loom watches.
