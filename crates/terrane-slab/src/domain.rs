@@ -16,7 +16,7 @@ use crate::bitmap;
 use crate::fault::{Fault, planted};
 use crate::huge::HugeCache;
 use crate::policy::Settings;
-use crate::purge;
+use crate::purge::{self, Passed};
 use crate::segment::{HEADER_SLICES, METADATA_END, SEGMENT_BYTES, SLICE_BYTES, Segment, USABLE_SLICES};
 use crate::segment_map;
 use crate::sharing::Sharing;
@@ -351,8 +351,8 @@ impl<S: PageSource, K: Sharing, O: Observer> Domain<S, K, O> {
         if purge::schedule(self.purge_delay(), segment, self.now()) {
             (self.policy.on_idle_memory)();
         }
-        if self.purge_delay() == 0 {
-            self.purge_segment(segment, 0, true);
+        if self.purge_delay() == 0 && self.purge_segment(segment, 0, true).left {
+            (self.policy.on_idle_memory)();
         }
     }
 
@@ -499,7 +499,7 @@ impl<S: PageSource, K: Sharing, O: Observer> Domain<S, K, O> {
         }
     }
 
-    fn purge_segment(&self, segment: &Segment, now: u64, all: bool) -> usize {
+    fn purge_segment(&self, segment: &Segment, now: u64, all: bool) -> Passed {
         let passed = purge::pass::<S, K>(&self.source, &self.purge_policy(), segment, now, all);
         if passed.held && !planted(Fault::PurgeUnopened) {
             // While the pass held them, a search may have seen no free slice.
@@ -511,7 +511,7 @@ impl<S: PageSource, K: Sharing, O: Observer> Domain<S, K, O> {
             self.counters.purges.add_shared::<K>(1);
             self.observe(Event::Purge { bytes });
         }
-        bytes
+        passed
     }
 
     /// Whether freed memory waits to be given back, as of some moment during the call. Linear in the number of segments.
@@ -523,11 +523,17 @@ impl<S: PageSource, K: Sharing, O: Observer> Domain<S, K, O> {
     /// Gives memory back that has been free for long enough at time `now`, or, with `all`, all free memory; bytes given
     /// back. Linear in the number of segments.
     pub fn purge(&self, now: u64, all: bool) -> usize {
-        let mut bytes = self.purge_huge(now, all);
+        let (mut bytes, mut left) = (self.purge_huge(now, all), false);
         for arena in self.arenas() {
             for segment in arena.sliced() {
-                bytes += self.purge_segment(segment, now, all);
+                let passed = self.purge_segment(segment, now, all);
+                bytes += passed.bytes;
+                left |= passed.left;
             }
+        }
+        if left {
+            // Who looked for idle memory while a pass was under way may have seen none.
+            (self.policy.on_idle_memory)();
         }
         bytes
     }

@@ -25,8 +25,8 @@ pub struct Policy {
     pub node: fn() -> u32,
     /// Milliseconds since some fixed moment. The default stands still, so that nothing is purged by age.
     pub clock: fn() -> u64,
-    /// Called when freed memory begins to age that none did before, for whoever drives [`purge`](Domain::purge). It must be quick,
-    /// and must not come back to the heap. The default does nothing.
+    /// Called when freed memory begins to age that none did before, and when a pass leaves some that goes on to age, for whoever
+    /// drives [`purge`](Domain::purge). It must be quick, and must not come back to the heap. The default does nothing.
     pub on_idle_memory: fn(),
     /// Called when the domain notices misuse, with the address at fault. The default panics.
     pub on_misuse: fn(Misuse, usize) -> !,

@@ -49,6 +49,8 @@ pub(crate) struct Passed {
     pub(crate) bytes: usize,
     /// Whether slices were claimed for a while.
     pub(crate) held: bool,
+    /// Whether memory is left that goes on to age.
+    pub(crate) left: bool,
 }
 
 /// One pass over `segment` at time `now`. With `all`, every free slice that holds memory is given back, however young.
@@ -62,7 +64,7 @@ pub(crate) fn pass<S: PageSource, K: Sharing>(
 ) -> Passed {
     let due = segment.purge_at.load(Ordering::Relaxed);
     if due == 0 || (!all && (due > now || policy.delay_ms == PurgePolicy::NEVER)) {
-        return Passed { bytes: 0, held: false };
+        return Passed { bytes: 0, held: false, left: false };
     }
     segment.purge_at.store(0, Ordering::Relaxed);
     if !planted(Fault::DueUnfenced) {
@@ -144,7 +146,7 @@ pub(crate) fn pass<S: PageSource, K: Sharing>(
     if left {
         schedule(policy.delay_ms, segment, now);
     }
-    Passed { bytes: purged, held }
+    Passed { bytes: purged, held, left }
 }
 
 /// Notes that `segment` has free slices that hold memory: after their bits were set and a fence was passed. Whether that is new.
