@@ -74,6 +74,7 @@ fn with_passing_heap<R>(f: impl FnOnce(&mut ThreadHeap, &Lists) -> R) -> Option<
         })
     };
     record.release();
+    background::start_if_noticed();
     Some(result)
 }
 
