@@ -29,6 +29,26 @@ fn compaction_gathers_all_holes_at_the_upper_end() {
 }
 
 #[test]
+fn one_pass_gathers_all_holes_whatever_the_order_in_which_spans_were_placed() {
+    let mut spans: Movable = Movable::with_granule(1);
+    spans.add(Span::new(0, 100)).unwrap();
+    let low: Vec<Handle> = (0..10).map(|_| spans.place(10, 1).unwrap()).collect();
+    low.iter().rev().for_each(|&handle| spans.vacate(handle).unwrap());
+    // The handle given last lies lowest, and every second span goes.
+    let mut high: Vec<Handle> = Vec::new();
+    for at in (0..10).rev() {
+        let below = (at != 0).then(|| spans.place(10 * at, 1).unwrap());
+        high.push(spans.place(10, 1).unwrap());
+        below.into_iter().for_each(|handle| spans.vacate(handle).unwrap());
+    }
+    assert!(high.iter().map(|&handle| spans.span(handle).unwrap().offset).is_sorted_by(|a, b| a > b));
+    high.iter().step_by(2).for_each(|&handle| spans.vacate(handle).unwrap());
+    let done = spans.compact(Budget::unlimited(), fine).unwrap();
+    assert!(done.finished);
+    assert_eq!(spans.largest_free(), 50);
+}
+
+#[test]
 fn a_pinned_span_stays_and_those_above_it_close_up_to_it() {
     let (mut spans, kept) = striped(10, 20);
     let pinned = spans.pin(kept[4]).unwrap();
