@@ -99,6 +99,9 @@ impl Waiting {
 
     /// Moves the cursor on, and gives up the oldest record of its slot if there is one and none was taken meanwhile.
     pub(crate) fn pass<X>(&mut self, nodes: &[Node<X>]) -> Option<u32> {
+        if self.count == 0 {
+            return None;
+        }
         let at = self.cursor as usize % SLOTS;
         self.cursor = self.cursor.wrapping_add(1);
         let slot = &mut self.slots[at];
