@@ -56,6 +56,8 @@ struct OrderLane {
     retired: AtomicBool,
     /// Being captured: may not wait for anything outside.
     captured: AtomicBool,
+    /// Times it was made to wait for another.
+    waits: AtomicU64,
     state: Mutex<LaneState>,
 }
 
@@ -72,7 +74,6 @@ pub struct StreamOrder<D: Streams + ?Sized> {
     lanes: LaneTable<OrderLane>,
     shelf: Mutex<Vec<Event>>,
     records: AtomicU64,
-    waits: AtomicU64,
     spared: AtomicU64,
     queries: AtomicU64,
     events: AtomicU64,
@@ -92,7 +93,6 @@ impl<D: Streams + ?Sized> StreamOrder<D> {
             lanes: LaneTable::new(),
             shelf: Mutex::new(Vec::new()),
             records: AtomicU64::new(0),
-            waits: AtomicU64::new(0),
             spared: AtomicU64::new(0),
             queries: AtomicU64::new(0),
             events: AtomicU64::new(0),
@@ -109,11 +109,16 @@ impl<D: Streams + ?Sized> StreamOrder<D> {
     pub fn stats(&self) -> OrderStats {
         OrderStats {
             records: self.records.load(Ordering::Relaxed),
-            waits: self.waits.load(Ordering::Relaxed),
+            waits: self.lanes.iter().map(|(_, lane)| lane.waits.load(Ordering::Relaxed)).sum(),
             waits_spared: self.spared.load(Ordering::Relaxed),
             queries: self.queries.load(Ordering::Relaxed),
             events: self.events.load(Ordering::Relaxed),
         }
+    }
+
+    /// Times the stream with this [key](Stream::key) was made to wait for another.
+    pub fn waits_of(&self, key: u32) -> u64 {
+        self.lanes.get(key).map_or(0, |lane| lane.waits.load(Ordering::Relaxed))
     }
 
     #[inline]
@@ -123,6 +128,7 @@ impl<D: Streams + ?Sized> StreamOrder<D> {
             epochs: Epochs::new(),
             retired: AtomicBool::new(false),
             captured: AtomicBool::new(false),
+            waits: AtomicU64::new(0),
             state: Mutex::new(LaneState::default()),
         })
     }
@@ -171,7 +177,7 @@ impl<D: Streams + ?Sized> StreamOrder<D> {
             }
             let Some((epoch, event)) = self.covering(freed_by, stamp.epoch)? else { continue };
             self.device.stream_wait(stream, event)?;
-            self.waits.fetch_add(1, Ordering::Relaxed);
+            consumer.waits.fetch_add(1, Ordering::Relaxed);
             let mut state = consumer.state.lock();
             match state.seen.iter_mut().find(|(l, _)| *l == stamp.lane) {
                 Some(entry) => entry.1 = entry.1.max(epoch),

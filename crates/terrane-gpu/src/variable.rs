@@ -141,6 +141,10 @@ pub struct StreamFigures {
     pub given_asked_bytes: u64,
     /// Requests that its own list could not serve.
     pub misses: u64,
+    /// Of those, served with what another stream had freed and not known to be past.
+    pub steals: u64,
+    /// Times it was made to wait for another stream.
+    pub waits: u64,
     /// Bytes in its list now.
     pub held_bytes: u64,
     /// Spans in its list now.
@@ -155,7 +159,6 @@ pub struct VariablePool<P: Engine, B: Backing<S>, S: Streams + ?Sized + 'static>
     arena: Mutex<Arena<P, B::Books>>,
     growing: Gate,
     watch: bool,
-    steals: AtomicU64,
     grows: AtomicU64,
     pub(crate) captures: Captures<Arc<VariablePool<P, B, S>>>,
     engine: fn() -> P,
@@ -177,7 +180,6 @@ impl<P: Engine, B: Backing<S>, S: Streams + ?Sized + 'static> VariablePool<P, B,
             arena: Mutex::new(Arena::new(engine(), backing.books(), backing.whole_from())),
             growing: Gate::default(),
             watch: streams.watches_blocks(),
-            steals: AtomicU64::new(0),
             grows: AtomicU64::new(0),
             captures: Captures::default(),
             engine,
@@ -210,6 +212,7 @@ impl<P: Engine, B: Backing<S>, S: Streams + ?Sized + 'static> VariablePool<P, B,
             let state = lane.state.lock();
             StreamFigures {
                 stream: key,
+                waits: self.order.waits_of(key),
                 held_bytes: state.bins.bytes(),
                 held: state.bins.count(),
                 ..state.figures
@@ -303,7 +306,7 @@ impl<P: Engine, B: Backing<S>, S: Streams + ?Sized + 'static> VariablePool<P, B,
                 self.arena.lock().vacate(span, stamps);
                 return Err(PoolError::driver(asked, error));
             }
-            self.steals.fetch_add(1, Ordering::Relaxed);
+            self.lane(stream).state.lock().figures.steals += 1;
         }
         Ok(Ok(span))
     }
@@ -448,12 +451,12 @@ unsafe impl<P: Engine, B: Backing<S>, S: Streams + ?Sized + 'static> DevicePool 
             self.captures.with(id, give, |private| private.stats().live_blocks == 0);
             return;
         }
-        if self.watch {
+        let shared = also_used_on.iter().any(|&other| other != stream);
+        if self.watch && !shared {
             self.order.device().note_freed(block.address, block.len, stream);
         }
         let span = Span::new(block.key, block.len);
         let stamp = self.order.stamp(stream);
-        let shared = also_used_on.iter().any(|&other| other != stream);
         let mut close = false;
         {
             let mut state = self.lane(stream).state.lock();
@@ -501,7 +504,7 @@ unsafe impl<P: Engine, B: Backing<S>, S: Streams + ?Sized + 'static> DevicePool 
     fn stats(&self) -> PoolStats {
         let mut stats = PoolStats::default();
         let (mut taken, mut given, mut asked, mut unasked) = (0, 0, 0, 0);
-        let (mut count, mut uncount) = (0, 0);
+        let (mut count, mut uncount, mut steals) = (0, 0, 0);
         for lane in self.stream_figures() {
             taken += lane.taken_bytes;
             given += lane.given_bytes;
@@ -509,6 +512,7 @@ unsafe impl<P: Engine, B: Backing<S>, S: Streams + ?Sized + 'static> DevicePool 
             unasked += lane.given_asked_bytes;
             count += lane.taken;
             uncount += lane.given;
+            steals += lane.steals;
         }
         let arena = self.arena.lock();
         let order = self.order.stats();
@@ -519,7 +523,7 @@ unsafe impl<P: Engine, B: Backing<S>, S: Streams + ?Sized + 'static> DevicePool 
         stats.requested = asked.saturating_sub(unasked);
         stats.live_blocks = count.saturating_sub(uncount);
         stats.largest_free = arena.engine.largest_free();
-        stats.steals = self.steals.load(Ordering::Relaxed);
+        stats.steals = steals;
         stats.waits = order.waits;
         stats.events_recorded = order.records;
         stats.grows = self.grows.load(Ordering::Relaxed);

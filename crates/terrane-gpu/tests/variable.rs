@@ -257,7 +257,7 @@ fn a_block_that_another_stream_used_too_is_not_reused_before_that_work() {
         fill(sim, &block, 2, b);
         // SAFETY: both streams are named.
         unsafe { pool.deallocate(block, a, &[b]) };
-        sim.take_violations(); // the poison of the free is ordered after `a` alone
+        assert_eq!(sim.violations(), [], "the free itself is in order");
         let reused = pool.allocate(4096, 256, c).unwrap();
         assert_eq!(reused.address(), address);
         fill(sim, &reused, 3, c);
@@ -283,6 +283,27 @@ fn idle_lists_of_two_streams_are_merged_before_the_pool_grows() {
         assert_eq!(sim.violations(), []);
         give(&pool, whole, a);
     });
+}
+
+#[test]
+fn what_a_stream_took_from_others_and_waited_for_is_counted_for_that_stream() {
+    let sim = Sim::with(SimConfig { eagerness: 0, granularity: PIECE, ..SimConfig::default() });
+    let pool = chunked(&sim, ChunkConfig { chunk_len: PIECE, limit: PIECE, ..ChunkConfig::default() });
+    let [a, b, c] = streams(&sim);
+    for (freed_by, taken_by) in [(a, b), (b, c), (a, c)] {
+        let block = pool.allocate(PIECE, 256, freed_by).unwrap();
+        fill(&sim, &block, 1, freed_by);
+        give(&pool, block, freed_by);
+        let block = pool.allocate(PIECE, 256, taken_by).unwrap();
+        give(&pool, block, taken_by);
+    }
+    let figures = pool.stream_figures();
+    let counted: Vec<_> = figures.iter().map(|f| (f.stream, f.steals, f.waits)).collect();
+    // `a` and `b` each had to take back what the others had freed last.
+    assert_eq!(counted, [(a.key(), 1, 1), (b.key(), 1, 1), (c.key(), 2, 2)]);
+    let stats = pool.stats();
+    assert_eq!((stats.steals, stats.waits), (4, 4), "in all");
+    assert_eq!(sim.violations(), []);
 }
 
 #[test]

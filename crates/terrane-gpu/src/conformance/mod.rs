@@ -85,7 +85,13 @@ pub fn run<D: Device + ?Sized + 'static, P: Engine>(device: &Arc<D>, engine: fn(
         ("adaptors around a variable pool", Box::new(|| pools::adapted(device, on_chunks()))),
         ("threads on streams of their own", Box::new(|| pools::threads(device, &on_chunks()))),
         ("one stream's memory on another", Box::new(|| pools::handed_over(device, engine))),
-        ("a buffer that two streams use", Box::new(|| pools::used_elsewhere(device))),
+        (
+            "a buffer that two streams use",
+            Box::new(|| {
+                pools::used_elsewhere(device, &FixedPool::new(device.clone(), pools::ONE)?)?;
+                pools::used_elsewhere(device, &pools::cramped(device, engine))
+            }),
+        ),
         ("memory of a declared capture", Box::new(|| pools::captured(device, &on_chunks()))),
         ("a request for too much", Box::new(|| pools::too_much(device, engine))),
         ("blocks that are moved", Box::new(|| pools::moved(device, Arc::new(on_chunks())))),

@@ -19,7 +19,8 @@ use std::sync::Arc;
 /// Bytes of a block on which work takes a while.
 const LONG: u64 = 64 << 20;
 /// A pool with one such block.
-const ONE: FixedConfig = FixedConfig { block_len: LONG, align: 256, blocks_per_chunk: 1, max_blocks: 1 };
+pub(super) const ONE: FixedConfig =
+    FixedConfig { block_len: LONG, align: 256, blocks_per_chunk: 1, max_blocks: 1 };
 
 pub(super) fn fixed<D: Device + ?Sized, L: FreeList>(
     device: &Arc<D>,
@@ -131,7 +132,7 @@ pub(super) fn adapted<D: Device + ?Sized>(device: &Arc<D>, pool: impl DevicePool
 }
 
 /// A pool with room for one block of `LONG` bytes.
-fn cramped<D: Device + ?Sized + 'static, P: Engine>(
+pub(super) fn cramped<D: Device + ?Sized + 'static, P: Engine>(
     device: &Arc<D>,
     engine: fn() -> P,
 ) -> DevicePoolOf<P, D> {
@@ -169,12 +170,14 @@ pub(super) fn handed_over<D: Device + ?Sized + 'static, P: Engine>(
 }
 
 /// A second stream reads a buffer that the first gives back and takes again: it must still find what was there.
-pub(super) fn used_elsewhere<D: Device + ?Sized>(device: &Arc<D>) -> Result<(), Failure> {
-    let pool = FixedPool::new(device.clone(), ONE)?;
+pub(super) fn used_elsewhere<D: Device + ?Sized>(
+    device: &Arc<D>,
+    pool: &impl DevicePool,
+) -> Result<(), Failure> {
     let (own, other) = (device.stream_create()?, device.stream_create()?);
     let (copy, event) = (device.alloc(LONG)?, device.event_create()?);
     for round in 0..3u8 {
-        let buf = DeviceBuf::<u8, _>::new_in(&pool, LONG as usize, own)?;
+        let buf = DeviceBuf::<u8, _>::new_in(pool, LONG as usize, own)?;
         // SAFETY: the buffer is held until all of this is submitted, and the pool is told of the other stream.
         unsafe {
             device.fill(buf.address(), round, LONG, own)?;
@@ -186,7 +189,7 @@ pub(super) fn used_elsewhere<D: Device + ?Sized>(device: &Arc<D>) -> Result<(), 
         }
         buf.used_on(other);
         drop(buf);
-        let next = DeviceBuf::<u8, _>::new_in(&pool, LONG as usize, own)?;
+        let next = DeviceBuf::<u8, _>::new_in(pool, LONG as usize, own)?;
         // SAFETY: the buffer is held.
         unsafe { device.fill(next.address(), 0xFF, LONG, own)? };
         device.synchronize()?;
@@ -196,7 +199,7 @@ pub(super) fn used_elsewhere<D: Device + ?Sized>(device: &Arc<D>) -> Result<(), 
     device.event_destroy(event);
     // SAFETY: all work is done.
     unsafe { device.free(copy)? };
-    retire(device, &pool, &[own, other])
+    retire(device, pool, &[own, other])
 }
 
 /// What a captured stream takes lies apart from the rest, and comes back when the capture's memory is let go.

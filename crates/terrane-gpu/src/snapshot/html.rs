@@ -146,16 +146,19 @@ fn figures(out: &mut String, snapshot: &Snapshot) {
         return;
     }
     out.push_str(
-        "<table><tr><th>stream<th>handed out<th>given back<th>missed<th>in its list<th>bytes in its list</tr>",
+        "<table><tr><th>stream<th>handed out<th>given back<th>missed<th>taken from others<th>waits<th>in its list\
+         <th>bytes in its list</tr>",
     );
     for stream in &snapshot.streams {
         let _ = write!(
             out,
-            "<tr><td>{}<td>{}<td>{}<td>{}<td>{}<td>{}</tr>",
+            "<tr><td>{}<td>{}<td>{}<td>{}<td>{}<td>{}<td>{}<td>{}</tr>",
             stream.stream,
             stream.taken,
             stream.given,
             stream.misses,
+            stream.steals,
+            stream.waits,
             stream.held,
             bytes(stream.held_bytes)
         );
