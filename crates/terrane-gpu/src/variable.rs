@@ -268,8 +268,11 @@ impl<P: Engine, B: Backing<S>, S: Streams + ?Sized + 'static> VariablePool<P, B,
             self.learn();
             if let Err(error) = self.grow(len, align, false, version) {
                 self.merge();
+                let exact = asked.next_multiple_of(GRANULE);
                 return match self.place(asked, len, align, stream)? {
                     Ok(span) => Ok(span),
+                    // Without what lengths are rounded up by, there may be room.
+                    Err(_) if exact < len => self.miss(asked, exact, align, stream),
                     Err(_) => Err(self.explain(asked, len, error)),
                 };
             }

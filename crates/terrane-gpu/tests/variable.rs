@@ -307,6 +307,40 @@ fn what_a_stream_took_from_others_and_waited_for_is_counted_for_that_stream() {
 }
 
 #[test]
+fn a_request_for_all_that_is_free_is_served_though_its_length_would_be_rounded_up() {
+    let len = 67 * PIECE;
+    let sim = sim(1, len);
+    let pool = chunked(&sim, ChunkConfig { chunk_len: len, limit: len, ..ChunkConfig::default() });
+    let [a] = streams(&sim);
+    let all = pool.allocate(len, 256, a).unwrap();
+    assert_eq!((all.len(), pool.stats().largest_free), (len, 0));
+    assert_eq!(pool.allocate(256, 256, a).unwrap_err().shortage, Shortage::Limit);
+    give(&pool, all, a);
+    let again = pool.allocate(len - 100, 256, a).unwrap();
+    assert_eq!(again.len(), len);
+    give(&pool, again, a);
+}
+
+#[test]
+fn a_chunk_whose_work_cannot_be_told_to_be_past_is_not_given_back() {
+    let sim = Sim::with(SimConfig { eagerness: 0, granularity: PIECE, ..SimConfig::default() });
+    let [a] = streams(&sim);
+    for refused in [false, true] {
+        let pool = chunked(&sim, ChunkConfig { chunk_len: PIECE, ..ChunkConfig::default() });
+        let before = sim.used_bytes(0);
+        let block = pool.allocate(4096, 256, a).unwrap();
+        fill(&sim, &block, 1, a);
+        give(&pool, block, a);
+        if refused {
+            sim.inject(Fault { call: Some(Call::EventSynchronize), after: 0, times: 2, code: 999 });
+        }
+        drop(pool);
+        assert_eq!(sim.used_bytes(0) - before, if refused { PIECE } else { 0 });
+        assert_eq!(sim.violations(), []);
+    }
+}
+
+#[test]
 fn spans_never_cross_from_one_chunk_into_a_neighbour() {
     let sim = sim(1, 1 << 20);
     let pool = chunked(&sim, ChunkConfig { chunk_len: PIECE, ..ChunkConfig::default() });
