@@ -35,6 +35,9 @@ struct Args {
     /// Print the bytes beside an object for pools of 100 to 20 000 objects
     #[arg(long)]
     memory: bool,
+    /// Only take so many objects at a time from Terrane's pool, for a tool that counts instructions
+    #[arg(long, value_name = "OBJECTS")]
+    held: Option<usize>,
 }
 
 /// A measurement: how many operations per thread → a figure.
@@ -194,6 +197,21 @@ fn memory() {
     }
 }
 
+/// Takes `operations` objects of Terrane's pool, `held` at a time.
+fn alone(held: usize, operations: usize) {
+    let pool = Terrane::new(OBJECTS);
+    if held == 1 {
+        // A pair as it is, without a place to hold it in.
+        (0..operations).for_each(|_| drop(black_box(pool.take())));
+        return;
+    }
+    let mut items = Vec::with_capacity(held);
+    for _ in 0..operations / held {
+        items.extend((0..held).map(|_| black_box(pool.take())));
+        items.clear();
+    }
+}
+
 fn main() -> ExitCode {
     let args = Args::parse();
     if args.sizing {
@@ -206,6 +224,10 @@ fn main() -> ExitCode {
     }
     if args.memory {
         memory();
+        return ExitCode::SUCCESS;
+    }
+    if let Some(held) = args.held {
+        alone(held.clamp(1, OBJECTS), args.operations);
         return ExitCode::SUCCESS;
     }
     let rows = [
