@@ -9,12 +9,12 @@
 //!                                                                 `vacate` makes it one again and merges
 //!
 //!   Engine = records of spans and holes  +  a policy that picks the hole
-//!              (out of band: allocator        Tlsf      lists by length, two bitmaps      O(1)
-//!               or a fixed buffer)            BestFit   tree by length and address        O(log n)
-//!                                             FirstFit  tree by address, longest below    O(log n)
-//!                                             NextFit   the same, going round             O(log n)
-//!                             Adaptive  as Tlsf, or rounded, merged or kept       O(1)
-//!            Buddy: powers of two                                                         O(log space)
+//!              (out of band: allocator        Tlsf       lists by length, two bitmaps      O(1)
+//!               or a fixed buffer)            Adaptive   the same; rounds, merges, keeps   O(1)
+//!                                             BestFit    tree by length and address        O(log n)
+//!                                             FirstFit   tree by address, longest below    O(log n)
+//!                                             NextFit    the same, going round             O(log n)
+//!   Buddy  = records of blocks           +  a list for each power of two                   O(log space)
 //! ```
 //!
 //! All engines implement [`Placement`]; [`Survey`] shows what they have done; [`map`] draws it; [`trace`] and [`Workload`]
@@ -62,6 +62,9 @@
 //!   buddies). [`Deferred`] puts that off; [`Adaptive`] may too, but not so that it shows.
 //! * A span that is not live is found out, by `try_vacate` as an error, by `vacate` with an abort in debug builds; in release
 //!   builds it is ignored. It never damages the engine.
+//! * The times above are for the index of holes. A span's record is found by its offset in a hash table, in constant time on
+//!   average; when that or the table of records is full, `place` moves it to one of twice the length, unless `reserve` or a
+//!   buffer has seen to that beforehand.
 //! * Memory for metadata is taken in `add`, `remove`, `place` and `reserve` only, 32 bytes (trees: 40 or 48) for each span,
 //!   hole and space, and 4 to 8 bytes of hash table for each span.
 //! * Spaces that touch are joined. Leave a gap in the numbers between memories that must not.
