@@ -35,7 +35,8 @@ fn count(which: usize, row: usize, spans: usize) -> io::Result<f64> {
         .arg(format!("--toggle-collect=*{MARK}*"))
         .arg(std::env::current_exe()?)
         .args([format!("--serve={which}"), format!("--row={row}"), format!("--spans={spans}")])
-        .output()?;
+        .output()
+        .map_err(|error| io::Error::new(error.kind(), format!("valgrind cannot be run: {error}")))?;
     let (said, requests) = (String::from_utf8_lossy(&output.stderr), String::from_utf8_lossy(&output.stdout));
     // The line is `==1== Collected : 12345`.
     let collected = said.lines().find(|line| line.contains("Collected :"));
