@@ -64,11 +64,15 @@ impl<'b> Buddy<Fixed<'b>> {
     /// Bytes of a buffer with which `spans` spans can be live, however they lie, in `spaces` spaces of at most
     /// `2^order` units.
     pub const fn buffer_for(spans: usize, spaces: usize, order: u32) -> usize {
-        // Each live block keeps at most one hole of each order beside it; a space may begin as two blocks of each order.
-        Spans::<(), Fixed<'b>>::buffer_for(
-            spans * (order as usize + 1) + spaces * (2 * order as usize + 2) + 3 * BLOCKS as usize,
-        )
+        Spans::<(), Fixed<'b>>::buffer_for(records(spans, spaces, order) + 3 * BLOCKS as usize)
     }
+}
+
+/// Records for `spans` live blocks in `spaces` spaces of at most `2^order` units.
+const fn records(spans: usize, spaces: usize, order: u32) -> usize {
+    // Each live block keeps at most one hole of each order beside it; a space may begin as two blocks of each order.
+    let orders = order as usize + 1;
+    spans.saturating_mul(orders).saturating_add(spaces.saturating_mul(2 * orders))
 }
 
 impl<A: Allocator> Buddy<A> {
@@ -86,6 +90,20 @@ impl<A: Allocator> Buddy<A> {
     fn over(granule: u64, spans: Spans<(), A>) -> Self {
         assert!(granule.is_power_of_two(), "a granule is a power of two, {granule} is not");
         Self { spans, orders: 0, heads: [NIL; 64], granule }
+    }
+
+    /// Sets memory aside for `spans` live spans, however they lie, in `spaces` spaces of at most `2^order` units, so that
+    /// placing that many cannot fail for want of it and takes no time for it.
+    ///
+    /// # Errors
+    /// [`PlacementError::NoMetadata`]; nothing has changed then.
+    pub fn reserve(&mut self, spans: usize, spaces: usize, order: u32) -> Result<(), PlacementError> {
+        self.spans.preallocate(records(spans, spaces, order))
+    }
+
+    /// Length of all spaces that were added and not removed.
+    pub const fn capacity(&self) -> u64 {
+        self.spans.total()
     }
 
     /// The unit that blocks are multiples of.

@@ -167,3 +167,27 @@ fn vacating_a_handle_and_placing_as_many_again_asks_for_nothing() {
     assert_eq!(requests, 0);
     assert_eq!(spans.largest_free(), 1 << 20);
 }
+
+#[test]
+fn what_was_reserved_is_enough_for_as_many_spans_however_they_lie() {
+    fn places<E: Placement>(mut engine: E, len: u64, align: u64) -> u64 {
+        engine.add(Span::new(0, 1 << 16)).unwrap();
+        let ((), requests) = counted(|| {
+            for _ in 0..512 {
+                engine.place(len, align).unwrap();
+            }
+        });
+        requests
+    }
+    // Each span with a hole beside it.
+    let mut tlsf = Tlsf::new();
+    tlsf.reserve(512).unwrap();
+    assert_eq!((places(Tlsf::new(), 1, 2) > 0, places(tlsf, 1, 2)), (true, 0));
+    let mut buddy = Buddy::new();
+    buddy.reserve(512, 1, 16).unwrap();
+    assert_eq!((places(Buddy::new(), 1, 1) > 0, places(buddy, 1, 1)), (true, 0));
+    let mut buddy = Buddy::new();
+    buddy.reserve(512, 1, 16).unwrap();
+    buddy.add(Span::new(3, 1000)).unwrap();
+    assert_eq!(buddy.capacity(), 1000);
+}
