@@ -147,7 +147,7 @@ impl<D: Device + ?Sized, P: Regions> MovableSet<D, P> {
                 break;
             }
             last = plan.len();
-            self.clear(&slots, &residents, &plan, &mut done)?;
+            self.clear(&slots, &residents, plan, &mut done)?;
         }
         self.pool.trim_waiting();
         Ok(done)
@@ -167,16 +167,20 @@ impl<D: Device + ?Sized, P: Regions> MovableSet<D, P> {
         &self,
         slots: &[Arc<Slot<P>>],
         residents: &[Resident],
-        plan: &[Clearing],
+        mut plan: Vec<Clearing>,
         done: &mut Compaction,
     ) -> DriverResult<()> {
         // Given back and opened when all is moved, so that nothing is placed in what is being cleared.
         let mut left = Left { pool: &*self.pool, blocks: Vec::new(), closed: Vec::new() };
-        for clearing in plan {
+        plan.retain(|clearing| {
             let live: Vec<Span> = clearing.blocks.iter().map(|&i| residents[i].span).collect();
-            left.closed.extend(self.pool.close(clearing.region, &live));
-        }
-        let blocks = evacuation::blocks_of(residents, plan);
+            // What has other blocks too would not become free.
+            let closed = self.pool.close(clearing.region, &live);
+            let is_closed = closed.is_some();
+            left.closed.extend(closed);
+            is_closed
+        });
+        let blocks = evacuation::blocks_of(residents, &plan);
         let mut room: u64 = blocks.iter().map(|&i| residents[i].span.len).sum();
         while room > 0 && self.pool.make_room(room).is_err() {
             room /= 2;
@@ -238,7 +242,10 @@ struct Left<'a, P: Regions> {
 
 impl<P: Regions> Drop for Left<'_, P> {
     fn drop(&mut self) {
-        self.closed.drain(..).for_each(|closed| self.pool.open(closed));
+        for closed in self.closed.drain(..) {
+            // SAFETY: closed by this pool.
+            unsafe { self.pool.open(closed) };
+        }
         for (block, stream) in self.blocks.drain(..) {
             // SAFETY: the copies out of these blocks were submitted to this stream, and nothing else will be.
             unsafe { self.pool.deallocate(block, stream, &[]) }

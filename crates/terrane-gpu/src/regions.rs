@@ -28,7 +28,10 @@ pub trait Regions: DevicePool {
     fn close(&self, region: Span, live: &[Span]) -> Option<Closed>;
 
     /// Brings closed holes back into use.
-    fn open(&self, closed: Closed);
+    ///
+    /// # Safety
+    /// This very pool [closed](Self::close) them.
+    unsafe fn open(&self, closed: Closed);
 
     /// [Trims](DevicePool::trim) the pool; the host waits for work on memory that is not in use. Returns the bytes.
     fn trim_waiting(&self) -> u64;
@@ -54,8 +57,9 @@ macro_rules! pass_regions_on {
         ) -> Option<$crate::regions::Closed> {
             $to.close(region, live)
         }
-        fn open(&$self, closed: $crate::regions::Closed) {
-            $to.open(closed);
+        unsafe fn open(&$self, closed: $crate::regions::Closed) {
+            // SAFETY: passed on by the caller.
+            unsafe { $to.open(closed) };
         }
         fn trim_waiting(&$self) -> u64 {
             $to.trim_waiting()

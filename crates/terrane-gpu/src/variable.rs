@@ -547,7 +547,7 @@ impl<P: Engine, B: Backing<S>, S: Streams + ?Sized + 'static> Regions for Variab
         self.arena.lock().close(region, live).map(Closed)
     }
 
-    fn open(&self, closed: Closed) {
+    unsafe fn open(&self, closed: Closed) {
         self.arena.lock().open(closed.0);
     }
 

@@ -156,6 +156,32 @@ fn a_pool_at_its_limit_is_compacted_into_its_own_holes() {
 }
 
 #[test]
+fn blocks_beside_a_block_that_the_set_does_not_know_are_not_moved() {
+    let sim = Sim::new();
+    let device = sim.device(0);
+    let chunks = ChunkConfig { chunk_len: 8 * LEN, ..ChunkConfig::default() };
+    let pool = Arc::new(VariablePool::on(device.clone(), chunks, || FirstFit::with_granule(256)));
+    let set = MovableSet::new(device.clone(), pool.clone());
+    let stream = device.default_stream();
+    let mut blocks: Vec<_> = (0..24).map(|_| pool.allocate(LEN, 256, stream).unwrap()).collect();
+    let mut own = Vec::new();
+    // Of each chunk two are left, of which the set knows one.
+    for kept in [23, 22, 15, 14, 7, 6] {
+        let block = blocks.remove(kept);
+        // SAFETY: no work uses the block.
+        own.push(if kept % 8 == 7 { Ok(unsafe { set.adopt(block, 256, stream) }) } else { Err(block) });
+    }
+    // SAFETY: no work uses the blocks.
+    blocks.into_iter().for_each(|block| unsafe { pool.deallocate(block, stream, &[]) });
+    assert_eq!(set.compact().unwrap(), Compaction::default());
+    for block in own {
+        // SAFETY: no work uses the block.
+        let _ = block.map_err(|block| unsafe { pool.deallocate(block, stream, &[]) });
+    }
+    assert_eq!((pool.stats().live_blocks, sim.violations()), (0, vec![]));
+}
+
+#[test]
 fn a_region_is_closed_only_if_its_blocks_are_known_and_serves_again_when_opened() {
     let sim = Sim::new();
     let device = sim.device(0);
@@ -172,7 +198,8 @@ fn a_region_is_closed_only_if_its_blocks_are_known_and_serves_again_when_opened(
     // SAFETY: no work uses the block.
     unsafe { pool.deallocate(a, stream, &[]) };
     pool.trim();
-    pool.open(closed);
+    // SAFETY: closed by this pool.
+    unsafe { pool.open(closed) };
     let three = pool.allocate(2 * LEN, 256, stream).unwrap();
     // SAFETY: no work uses the blocks.
     unsafe {
@@ -211,7 +238,8 @@ fn a_closed_piece_is_not_taken_for_a_hole() {
     let closed = pool.close(first, &[]).expect("all of it is a hole");
     let long = pool.allocate(4 * PIECE, 256, stream).unwrap();
     assert!(!pool.regions_of(&long).contains(&first));
-    pool.open(closed);
+    // SAFETY: closed by this pool.
+    unsafe { pool.open(closed) };
     let short = pool.allocate(PIECE, 256, stream).unwrap();
     assert_eq!(pool.regions_of(&short), [first]);
     // SAFETY: no work uses the blocks.
