@@ -161,15 +161,25 @@ fn a_pair_on_a_stream_of_one_s_own_writes_no_line_that_another_s_touches() {
         println!("skipped: there is no valgrind");
         return;
     }
-    for (kind, Seen { written, shared, accesses, instructions }) in KINDS.iter().zip(trace()) {
-        println!(
-            "{kind}: {} instructions a pair, {} lines written, {} of them shared",
-            instructions / PAIRS,
-            written.len(),
-            shared.len()
-        );
-        assert!(accesses.iter().all(|&count| count > PAIRS * 10), "{kind}: {accesses:?} accesses");
-        // An exact peak takes a line that all threads write: the trace must show that one.
-        assert_eq!(shared.is_empty(), *kind != "exact peak", "{kind}: {shared:x?}");
+    // The C library's heap may put the arrays of two threads side by side in one run; what the pools share, they share in each.
+    for run in 1.. {
+        let mut wrong = Vec::new();
+        for (kind, Seen { written, shared, accesses, instructions }) in KINDS.iter().zip(trace()) {
+            println!(
+                "{kind}: {} instructions a pair, {} lines written, {} of them shared",
+                instructions / PAIRS,
+                written.len(),
+                shared.len()
+            );
+            assert!(accesses.iter().all(|&count| count > PAIRS * 10), "{kind}: {accesses:?} accesses");
+            // An exact peak takes a line that all threads write: the trace must show that one.
+            if shared.is_empty() == (*kind == "exact peak") {
+                wrong.push(format!("{kind}: {shared:x?}"));
+            }
+        }
+        if wrong.is_empty() {
+            return;
+        }
+        assert!(run < 3, "in each of {run} runs, in the last {wrong:?}");
     }
 }
